@@ -1,0 +1,79 @@
+"""MAE's decoder: mask tokens join the encoded visible ones, a small transformer predicts. Source: MAE (arXiv 2111.06377)."""
+
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mimkit.errors import UserError
+from mimkit.transformer import block_at, init_xavier, sincos_positions
+from mimkit.types import Features, Feed, Head, Mask, Size
+
+
+class Decoder(Head):
+    """Transformer decoder over all places; only the predicted ones pass its last block's queries and MLP.
+
+    embed_dim: token width.
+    depth: number of blocks.
+    num_heads: attention heads.
+    mlp_ratio: width of the MLP over the token width.
+    pos_first: which axis the first half of the sine-cosine positions encodes; column in MAE, row in MoCo v3, CAE, CMAE.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder_dim: int,
+        out_dim: int,
+        grid: Size,
+        feed: Feed = "visible",
+        embed_dim: Annotated[int, Gt(0)] = 512,
+        depth: Annotated[int, Gt(0)] = 8,
+        num_heads: Annotated[int, Gt(0)] = 16,
+        mlp_ratio: Annotated[float, Gt(0)] = 4.0,
+        pos_first: Literal["column", "row"] = "column",
+    ):
+        super().__init__()
+        if embed_dim % num_heads or embed_dim % 4:
+            raise UserError(f"head.embed_dim={embed_dim} must be divisible by num_heads={num_heads} and by 4")
+        from timm.models.vision_transformer import Block
+
+        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        self.embed = nn.Linear(encoder_dim, embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if feed == "visible" else None
+        self.pos_embed: Tensor
+        self.register_buffer("pos_embed", sincos_positions(grid, embed_dim, pos_first == "column"), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)
+        )
+        self.norm = norm_layer(embed_dim)
+        self.predict = nn.Linear(embed_dim, out_dim)
+        init_xavier(self)
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, features: Features, mask: Mask) -> Float[Tensor, "*places D"]:
+        sequence = self._fill(features, mask)
+        prefix = features.num_prefix_tokens
+        for block in self.blocks[:-1]:
+            sequence = block(sequence)
+        if mask.predicted_index is None:  # counts differ between images: the whole block, then the choice
+            chosen = mask.select(self.blocks[-1](sequence)[:, prefix:])
+        else:
+            chosen = block_at(self.blocks[-1], sequence, mask.predicted_index + prefix)
+        return self.predict(self.norm(chosen))
+
+    def _fill(self, features: Features, mask: Mask) -> Float[Tensor, "B N D"]:
+        """Encoded tokens put back in raster order, mask tokens elsewhere, positions added (the prefix has none)."""
+        embedded = self.embed(features.sequence)
+        prefix, fed = embedded.split((features.num_prefix_tokens, embedded.shape[1] - features.num_prefix_tokens), dim=1)
+        if mask.fed is None:
+            places = fed + self.pos_embed
+        else:
+            rows = torch.arange(len(fed), device=fed.device)[:, None]
+            blank = (self.mask_token + self.pos_embed).to(fed.dtype).expand(len(fed), -1, -1)
+            places = blank.index_put((rows, mask.fed), fed + self.pos_embed[0, mask.fed].to(fed.dtype))
+        return torch.cat([prefix, places], dim=1)

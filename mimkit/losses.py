@@ -1,0 +1,69 @@
+"""Losses: one number per place, in float32; the model takes the mean over all predicted places of the batch."""
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from annotated_types import Ge, Gt, Lt
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mimkit.types import Loss
+
+Places = Float[Tensor, "*places D"]
+PerPlace = Float[Tensor, "*places"]
+
+
+class mse(Loss):
+    """Squared error, mean over the width (MAE)."""
+
+    def __call__(self, prediction: Places, wanted: Places) -> PerPlace:
+        return (prediction - wanted).square().mean(-1)
+
+
+class l1(Loss):
+    """Absolute error, mean over the width (SimMIM)."""
+
+    def __call__(self, prediction: Places, wanted: Places) -> PerPlace:
+        return (prediction - wanted).abs().mean(-1)
+
+
+class smooth_l1(Loss):
+    """Huber-like error divided by beta, mean over the width (MaskDistill, data2vec).
+
+    beta: below this difference the error is quadratic, above it linear.
+    """
+
+    def __init__(self, *, beta: Annotated[float, Gt(0)] = 1.0):
+        self.beta = beta
+
+    def __call__(self, prediction: Places, wanted: Places) -> PerPlace:
+        return F.smooth_l1_loss(prediction, wanted, reduction="none", beta=self.beta).mean(-1)
+
+
+class cosine(Loss):
+    """1 - cosine similarity, times `scale` (EVA; with scale 2 MILAN's 2 - 2 cos).
+
+    scale: factor of the loss.
+    """
+
+    def __init__(self, *, scale: Annotated[float, Gt(0)] = 1.0):
+        self.scale = scale
+
+    def __call__(self, prediction: Places, wanted: Places) -> PerPlace:
+        return self.scale * (1 - F.cosine_similarity(prediction, wanted, dim=-1))
+
+
+class cross_entropy(Loss):
+    """Cross-entropy of logits (…, K) and codes (…) in 0..K-1 (BEiT, MAGE).
+
+    label_smoothing: share of the wanted probability that is spread over all codes.
+    """
+
+    def __init__(self, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0):
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, prediction: Places, wanted: Int[Tensor, "*places"]) -> PerPlace:
+        flat = F.cross_entropy(
+            prediction.flatten(0, -2), wanted.flatten(), reduction="none", label_smoothing=self.label_smoothing
+        )
+        return flat.view(wanted.shape)

@@ -1,0 +1,61 @@
+"""Checks given options against a signature: names, types, ranges. The signature of a component is its options' schema."""
+
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from mimkit import registry
+from mimkit.errors import nearest
+
+
+def check(
+    component: Callable[..., Any],
+    given: Mapping[str, Any],
+    what: str,
+    place: Callable[[str], str],
+    facts: frozenset[str] = frozenset(),
+    also: tuple[str, ...] = (),
+) -> tuple[dict[str, Any], list[str]]:
+    """All options of `component` with defaults filled in, and one line for each mistake in `given`.
+
+    what: names the component in messages. place: where an option stands (`mae.yaml:9`). also: further accepted names.
+    """
+    known = registry.options(component, facts)
+    values: dict[str, Any] = {}
+    problems = []
+    for name, value in given.items():
+        if name not in known:
+            takes = ", ".join([*known, *also]) or "no options"
+            hint = nearest(name, [*known, *also]) or ";"
+            problems.append(f"{place(name)}: {what} has no option '{name}'{hint} It takes: {takes}.")
+            continue
+        try:
+            values[name] = typed(value, known[name].annotation)
+        except ValueError as error:
+            problems.append(f"{place(name)}: {what}, option '{name}': {error}, got {json.dumps(value)}")
+    for name, option in known.items():
+        if name not in given:
+            if option.default is inspect.Parameter.empty:
+                problems.append(f"{place(name)}: {what} needs the option '{name}': {option.doc}")
+            else:
+                values[name] = option.default
+    return {name: values[name] for name in known if name in values}, problems
+
+
+def typed(value: Any, annotation: Any) -> Any:
+    """`value`, as YAML gives it, as a value of the annotated type: lists become tuples, integers floats; nothing else bends.
+
+    Raises ValueError saying what would be right.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    try:
+        return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        messages = [e["msg"].removeprefix("Input should be ").removeprefix("Input ") for e in error.errors()]
+        unique = list(dict.fromkeys(m for m in messages if m != "None")) or messages
+        raise ValueError("should be " + " or ".join(unique)) from error

@@ -1,0 +1,96 @@
+"""The plain sections of a recipe: batches (under `data`), `optim`, `train`, `probe`. Fields are options, defaults the field's."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """How images become batches; these options stand in the recipe's `data`, beside those of the source.
+
+    batch_size: images per optimizer step.
+    workers: processes that decode images; data held in memory needs none.
+    crop_scale: smallest and largest share of the image's area that a crop takes.
+    crop_ratio: lowest and highest ratio of width to height of a crop.
+    flip: probability of mirroring left to right.
+    max_bad: share of the files that may be unreadable before the run stops.
+    """
+
+    batch_size: Annotated[int, Gt(0)] = 256
+    workers: Annotated[int, Ge(0)] = 0
+    crop_scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.2, 1.0)
+    crop_ratio: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (3 / 4, 4 / 3)
+    flip: Annotated[float, Ge(0), Le(1)] = 0.5
+    max_bad: Annotated[float, Ge(0), Le(1)] = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """AdamW; the rate warms up linearly, then falls along a half cosine, both per step.
+
+    base_lr: rate for a batch of 256; the rate is base_lr * batch_size / 256.
+    lr: the rate itself, instead of base_lr.
+    min_lr: rate at the end of the cosine.
+    weight_decay: decoupled; not for biases and other one-dimensional parameters.
+    betas: decay of the running means of gradient and squared gradient.
+    eps: added to the root of the second mean.
+    """
+
+    base_lr: Annotated[float, Gt(0)] | None = None
+    lr: Annotated[float, Gt(0)] | None = None
+    min_lr: Annotated[float, Ge(0)] = 0.0
+    weight_decay: Annotated[float, Ge(0)] = 0.05
+    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.95)
+    eps: Annotated[float, Gt(0)] = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Length, saving and machine.
+
+    epochs: length in passes over the data; may be fractional.
+    max_steps: length in optimizer steps, instead of epochs.
+    warmup_epochs: passes during which the rate rises from 0.
+    clip_grad: largest norm of the gradient; null does not clip.
+    accumulate: parts that a batch is split into to save memory; the batch's gradient is the same.
+    checkpoint_every: epochs between checkpoints; one is always written at the end.
+    keep_checkpoints: how many of the newest checkpoints stay on disk.
+    log_every: optimizer steps between lines of metrics.jsonl.
+    pictures_every: epochs between refreshed pictures; they are always drawn at the end.
+    precision: auto is bf16 autocast on a GPU and float32 on a CPU.
+    device: auto is a GPU where there is one.
+    compile: whether torch.compile fuses the model (GPU).
+    """
+
+    epochs: Annotated[float, Gt(0)] | None = None
+    max_steps: Annotated[int, Gt(0)] | None = None
+    warmup_epochs: Annotated[float, Ge(0)] = 0.0
+    clip_grad: Annotated[float, Gt(0)] | None = None
+    accumulate: Annotated[int, Gt(0)] = 1
+    checkpoint_every: Annotated[float, Gt(0)] = 1.0
+    keep_checkpoints: Annotated[int, Gt(0)] = 2
+    log_every: Annotated[int, Gt(0)] = 10
+    pictures_every: Annotated[float, Gt(0)] = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """The online probe: weighted k nearest neighbours on frozen features of labelled images, never used in training.
+
+    every: epochs between probes; the untrained encoder and the last one are always probed. 0: no probe at all.
+    k: neighbours that vote.
+    temperature: of the votes, exp(cosine / temperature), as in DINO.
+    bank: most training images that are neighbours.
+    queries: most test images that are classified.
+    """
+
+    every: Annotated[float, Ge(0)] = 1.0
+    k: Annotated[int, Gt(0)] = 20
+    temperature: Annotated[float, Gt(0)] = 0.07
+    bank: Annotated[int, Gt(0)] = 20000
+    queries: Annotated[int, Gt(0)] = 2000

@@ -1,0 +1,333 @@
+"""What the six roles are, and what they hand to each other.
+
+Axes, the same letters everywhere: `B` images in the batch, `C H W` channels and pixels, `L` all patch places in raster
+order, `V` places that the encoder is fed, `P` predicted places, `N` tokens including the class token, `D` feature width,
+`K` vocabulary size. Images are uint8 or float in [0, 1] at every interface; whoever needs other values normalises.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from torch import Tensor, nn
+
+from mimkit.errors import UserError
+
+Images = Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]
+Size = tuple[int, int]
+Feed = Literal["visible", "all"]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Three roles over the L places of the patch grid, in raster order, never counting class tokens.
+
+    hidden: (B, L), True where the image is hidden from the encoder.
+    predicted: (B, L), True where the loss counts.
+    fed: (B, V), the places that the encoder is fed, in their order; None: all of them.
+    grid: rows and columns, L = rows x columns.
+    predicted_index: (B, P), the predicted places in raster order; None where their number differs between images.
+    """
+
+    hidden: Bool[Tensor, "B L"]
+    predicted: Bool[Tensor, "B L"]
+    fed: Int[Tensor, "B V"] | None = None
+    grid: Size | None = None
+    predicted_index: Int[Tensor, "B P"] | None = None
+
+    @classmethod
+    def from_hidden(
+        cls,
+        hidden: Bool[Tensor, "B L"],
+        predicted: Bool[Tensor, "B L"] | None = None,
+        fed: Int[Tensor, "B V"] | None = None,
+        grid: Size | None = None,
+    ) -> "Mask":
+        """A mask from what is hidden; the loss counts there unless `predicted` says otherwise.
+
+        Raises UserError where shapes or indices do not fit `hidden`.
+        """
+        predicted = hidden if predicted is None else predicted
+        if hidden.dtype != torch.bool or predicted.dtype != torch.bool or hidden.ndim != 2:
+            raise UserError(f"a mask needs boolean tensors (B, L), got {hidden.dtype} of shape {tuple(hidden.shape)}")
+        if predicted.shape != hidden.shape:
+            raise UserError(f"predicted {tuple(predicted.shape)} and hidden {tuple(hidden.shape)} differ in shape")
+        if fed is not None and (fed.shape[0] != hidden.shape[0] or int(fed.min()) < 0 or int(fed.max()) >= hidden.shape[1]):
+            raise UserError(f"fed holds places outside 0..{hidden.shape[1] - 1}, or another number of images")
+        return cls(hidden, predicted, fed, grid, predicted_index=equal_indices(predicted))
+
+    def feed_visible(self) -> "Mask":
+        """The same mask with `fed` = the visible places in raster order.
+
+        Raises UserError where the images differ in their number of visible places.
+        """
+        visible = equal_indices(~self.hidden)
+        if visible is None:
+            raise UserError("feed 'visible' needs the same number of visible places in every image; use mask.feed=all")
+        return replace(self, fed=visible)
+
+    def on_grid(self, grid: Size, batch: int) -> "Mask":
+        """The same mask, known to lie on the encoder's `grid`.
+
+        Raises UserError where its places or images are not as many.
+        """
+        if self.hidden.shape != (batch, grid[0] * grid[1]):
+            raise UserError(
+                f"the mask is {tuple(self.hidden.shape)}; {batch} images on the encoder's grid {grid[0]}x{grid[1]} "
+                f"need ({batch}, {grid[0] * grid[1]})"
+            )
+        return replace(self, grid=grid)
+
+    def to(self, device: torch.device) -> "Mask":
+        """The same mask on a device."""
+        moved = {
+            name: tensor.to(device, non_blocking=True)
+            for name, tensor in vars(self).items()
+            if isinstance(tensor, Tensor)
+        }
+        return replace(self, **moved)
+
+    def select(self, values: Shaped[Tensor, "B L *rest"]) -> Shaped[Tensor, "..."]:
+        """`values` at the predicted places: (B, P, …), or (P_total, …) where their number differs between images."""
+        if self.predicted_index is None:
+            return values[self.predicted]
+        return gather_places(values, self.predicted_index)
+
+
+def equal_indices(chosen: Bool[Tensor, "B L"]) -> Int[Tensor, "B P"] | None:
+    """Places of the True entries per row (B, P) in raster order, or None where rows differ in their number."""
+    counts = chosen.sum(1)
+    if bool((counts != counts[0]).any()):
+        return None
+    return chosen.nonzero()[:, 1].view(len(chosen), -1)
+
+
+def gather_places(values: Shaped[Tensor, "B L *rest"], index: Int[Tensor, "B P"]) -> Shaped[Tensor, "B P *rest"]:
+    """`values` at `index` along the second axis."""
+    return values[torch.arange(len(values), device=values.device)[:, None], index]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder gives.
+
+    sequence: (B, N, D), prefix tokens (class token) first, then the patch tokens that were fed.
+    num_prefix_tokens: how many tokens stand before the patch tokens; the first of them is the class token.
+    grid: rows and columns of the patch tokens where all places are there, else None.
+    layers: each (B, N, D), the outputs of the blocks that were asked for, in their order.
+    """
+
+    sequence: Float[Tensor, "B N D"]
+    num_prefix_tokens: int = 0
+    grid: Size | None = None
+    layers: tuple[Float[Tensor, "B N D"], ...] = ()
+
+    @property
+    def tokens(self) -> Float[Tensor, "B L D"]:
+        """Patch tokens, in the order in which they were fed (raster order where all were)."""
+        return self.sequence[:, self.num_prefix_tokens :]
+
+    @property
+    def cls(self) -> Float[Tensor, "B D"] | None:
+        """The class token, or None."""
+        return self.sequence[:, 0] if self.num_prefix_tokens else None
+
+    @property
+    def pooled(self) -> Float[Tensor, "B D"]:
+        """Mean of the patch tokens."""
+        return self.tokens.mean(1)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a target gives where a plain (B, L, D) tensor or (B, L) codes would not say all.
+
+    values: features (B, L, D) or codes (B, L).
+    cls: (B, D), wanted of the class token too.
+    saliency: (B, L), higher where the target looks more closely; for masks that follow it.
+    """
+
+    values: Float[Tensor, "B L D"] | Int[Tensor, "B L"]
+    cls: Float[Tensor, "B D"] | None = None
+    saliency: Float[Tensor, "B L"] | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head gives where a plain tensor would not say all.
+
+    values: at the predicted places, (B, P, D) or (P_total, D).
+    cls: (B, D), the prediction of the target's class token.
+    also: further predictions of the same wanted values; each adds its loss.
+    losses: further terms by name, scalars, added with weight 1.
+    """
+
+    values: Float[Tensor, "*places D"]
+    cls: Float[Tensor, "B D"] | None = None
+    also: tuple[Float[Tensor, "*places D"], ...] = ()
+    losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `model(images)` gives.
+
+    loss: scalar, the weighted sum of `losses`.
+    losses: {objective: scalar}, unweighted.
+    prediction, target: the first objective's, at the predicted places: (B, P, D), or (P_total, D) for unequal counts;
+        the target is normalised, or codes (B, P).
+    mask: the mask that was used.
+    """
+
+    loss: Float[Tensor, ""]
+    losses: dict[str, Float[Tensor, ""]]
+    prediction: Float[Tensor, "*places D"]
+    target: Float[Tensor, "*places D"] | Int[Tensor, "*places"]
+    mask: Mask
+
+
+class Encoder(nn.Module):
+    """Role: reads the masked image. A subclass sets the attributes and drives a timm model.
+
+    timm_model: the timm module that is trained; its state dict is what is handed over.
+    embed_dim: D. num_layers: number of blocks, for heads that read intermediate layers.
+    in_chans, image_size, patch_size, grid: the geometry; grid = image_size / patch_size, rows first.
+    """
+
+    timm_model: nn.Module
+    embed_dim: int
+    num_layers: int
+    in_chans: int
+    image_size: Size
+    patch_size: int
+    grid: Size
+
+    def forward(self, images: Images, mask: Mask | None = None, layers: Sequence[int] = ()) -> Features:
+        """Features of the fed places; without a mask, of the full image. `layers`: blocks whose outputs are asked for."""
+        raise NotImplementedError
+
+
+class Masking:
+    """Role: draws what is hidden. `feed`: whether the encoder is fed the visible places only, or all of them."""
+
+    feed: Feed = "visible"
+
+    def draw(self, grid: Size, batch: int, generator: torch.Generator, saliency: Float[Tensor, "B L"] | None) -> Mask:
+        """A mask for `batch` images, drawn on the CPU from `generator`, so that it is the same on every device."""
+        raise NotImplementedError
+
+
+class Head(nn.Module):
+    """Role: predicts the target at the predicted places. `layers`: encoder blocks whose outputs it reads."""
+
+    layers: tuple[int, ...] = ()
+
+    def forward(self, features: Features, mask: Mask) -> Tensor | Prediction:
+        """The prediction at the predicted places, (B, P, D), or (P_total, D) for unequal counts."""
+        raise NotImplementedError
+
+
+class Target(nn.Module):
+    """Role: what is to be predicted. Frozen for good: eval mode and no gradient, whatever `train()` says.
+
+    normalizer, loss: the defaults that follow when a recipe takes this target.
+    view: name of the view of the image that it reads.
+    dim: width of a continuous target. vocab_size: number of codes of a discrete one. One of them is set.
+    """
+
+    normalizer: str = "none"
+    loss: str = "mse"
+    view: str = "image"
+    dim: int | None = None
+    vocab_size: int | None = None
+
+    def train(self, mode: bool = True) -> "Target":
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def forward(self, images: Images) -> Tensor | Wanted:
+        """Values (B, L, D) or codes (B, L) for all places of the encoder's grid."""
+        raise NotImplementedError
+
+    def after_step(self, encoder: Encoder, progress: float) -> None:
+        """Called after each optimizer step; `progress` in [0, 1] of the run. A moving copy of the encoder moves here."""
+
+
+class Normalizer:
+    """Role: brings target values to the scale on which the loss counts."""
+
+    def __call__(self, values: Float[Tensor, "*places D"]) -> Float[Tensor, "*places D"]:
+        """Normalised values."""
+        raise NotImplementedError
+
+    def invert(
+        self, values: Float[Tensor, "*places D"], like: Float[Tensor, "*places D"]
+    ) -> Float[Tensor, "*places D"]:
+        """Back to the target's scale, with the statistics of `like` where the normalizer used the values' own."""
+        raise NotImplementedError
+
+
+class Loss:
+    """Role: compares. One number per place; the model takes their mean."""
+
+    def __call__(
+        self, prediction: Float[Tensor, "*places D"], wanted: Float[Tensor, "*places D"] | Int[Tensor, "*places"]
+    ) -> Float[Tensor, "*places"]:
+        """Loss per place."""
+        raise NotImplementedError
+
+
+def as_float(images: Images) -> Float[Tensor, "B C H W"]:
+    """Images as float32 in [0, 1]: uint8 is divided by 255, float passes.
+
+    Raises UserError for other types.
+    """
+    if images.dtype == torch.uint8:
+        return images.float().div_(255)
+    if not images.is_floating_point():
+        raise UserError(f"images must be uint8 or float in [0, 1], got {images.dtype}")
+    return images.float()
+
+
+class Standardize(nn.Module):
+    """(images - mean) / std per channel, for uint8 or [0, 1] images.
+
+    mean, std: per channel in [0, 1] units; None: ImageNet's, or its grey value for other numbers of channels than 3.
+    """
+
+    def __init__(self, in_chans: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None):
+        super().__init__()
+        imagenet = in_chans == 3
+        mean = mean or ((0.485, 0.456, 0.406) if imagenet else (0.449,) * in_chans)
+        std = std or ((0.229, 0.224, 0.225) if imagenet else (0.226,) * in_chans)
+        if not len(mean) == len(std) == in_chans:
+            raise UserError(f"mean and std need one value per channel: {in_chans}, got {len(mean)} and {len(std)}")
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Images) -> Float[Tensor, "B C H W"]:
+        """Standardised images."""
+        return (as_float(images) - self.mean) / self.std
+
+    def invert(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Back to [0, 1] units (not clamped)."""
+        return images * self.std + self.mean
+
+
+def patchify(images: Shaped[Tensor, "B C H W"], patch_size: int) -> Shaped[Tensor, "B L p2 C"]:
+    """Images cut into patches (B, L, p·p, C): places in raster order, pixels row by row, channel last."""
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (p q) c", p=patch_size, q=patch_size)
+
+
+def unpatchify(patches: Shaped[Tensor, "B L D"], grid: Size, patch_size: int) -> Shaped[Tensor, "B C H W"]:
+    """The inverse of `patchify(…).flatten(2)`: patches (B, L, p·p·C) into images (B, C, H, W)."""
+    h, w = grid
+    return rearrange(
+        patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=patch_size, q=patch_size
+    )
+
