@@ -1,0 +1,198 @@
+"""The endless stream of training batches, the same for any number of workers and from any step on."""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from math import ceil
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mimkit.data.crops import DRAWS, RandomCrop, render, resized_crop
+from mimkit.data.draws import Stream, permutation, replacements, uniforms
+from mimkit.data.source import BadImage, Size, Source
+from mimkit.errors import UserError
+
+WORKER_TIMEOUT = 300  # seconds without a batch after which a worker counts as hung
+REPLACEMENTS = 32  # samples tried in place of one that cannot be read
+Bad = dict[int, str]
+
+
+class Batches:
+    """Random crops of a source, uint8 batches on a device, endlessly.
+
+    Order, crops and flips depend on (seed, epoch, sample) only; torch's and numpy's global generators are not touched.
+    Small images (`Source.as_tensor`) lie on the device and are cropped there a whole batch at a time, without workers.
+
+    batch_size: images per step of this rank; a step of all ranks takes world_size times as many.
+    crop: random resized crop and flip.
+    seed: of the order and the crops.
+    workers: processes that decode; 0 decodes in this one.
+    rank, world_size: this process takes its part of each step's images.
+    max_bad: fraction of the images that may be unreadable, rounded up to whole images; beyond it UserError stops.
+    on_bad: called once per unreadable image with its file and the reason.
+
+    An image that cannot be read is replaced by another sample, a function of (seed, epoch, image), and noted in
+    `bad`: {index: reason}. Raises UserError where there are fewer images than one step takes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        image_size: Size,
+        in_chans: int,
+        batch_size: int,
+        *,
+        crop: RandomCrop | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        max_bad: float = 0.01,
+        on_bad: Callable[[str, str], None] | None = None,
+    ):
+        self.source, self.workers, self.device = source, workers, torch.device(device)
+        self.allowed_bad, self.on_bad = ceil(max_bad * len(source)), on_bad
+        self.bad: Bad = {}
+        self.steps_per_epoch = len(source) // (batch_size * world_size)
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"{source.name}: {len(source)} images are fewer than the {batch_size * world_size} of one step; "
+                f"data.batch_size={max(1, len(source) // world_size)} would fit"
+            )
+        self.plan = Plan(len(source), batch_size, self.steps_per_epoch, seed, rank, world_size)
+        self.crop, self.image_size, self.in_chans = crop or RandomCrop(), image_size, in_chans
+        images = source.as_tensor(in_chans)
+        self.images = None if images is None else images.to(self.device)
+
+    def start(self, step: int = 0) -> Iterator[UInt8[Tensor, "B C H W"]]:
+        """Batches on the device from the global step on. Closing the iterator ends its workers.
+
+        Raises UserError where too many images cannot be read, or a worker dies.
+        """
+        return self._from_memory(step) if self.images is not None else self._decoded(step)
+
+    def _from_memory(self, start: int) -> Iterator[UInt8[Tensor, "B C H W"]]:
+        assert self.images is not None
+        sizes = np.array([self.images.shape[2:]])
+        epoch = -1
+        for step in count(start):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                draws = uniforms(self.plan.seed, epoch, Stream.CROP, range(len(self.images)), DRAWS)
+            _, samples = self.plan.samples(step)
+            boxes, flips = self.crop.boxes(sizes, draws[samples])
+            index, box, flip = (torch.from_numpy(a).to(self.device, non_blocking=True) for a in (samples, boxes, flips))
+            yield resized_crop(self.images[index], box, flip, self.image_size)
+
+    def _decoded(self, start: int) -> Iterator[UInt8[Tensor, "B C H W"]]:
+        steps = DecodedSteps(self.source, self.plan, self.crop, self.image_size, self.in_chans, self.allowed_bad)
+        loader: Iterator[tuple[Tensor | None, Bad]]
+        if self.workers:
+            loader = iter(
+                DataLoader(
+                    steps,
+                    batch_size=None,
+                    sampler=count(start),
+                    num_workers=self.workers,
+                    timeout=WORKER_TIMEOUT,
+                    pin_memory=self.device.type == "cuda",
+                    generator=torch.Generator(),  # else the global one would be drawn from
+                )
+            )
+        else:
+            loader = (steps[step] for step in count(start))
+        while True:
+            try:
+                images, bad = next(loader)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"{reason}: mostly memory or /dev/shm has run out; try fewer data.workers than {self.workers}"
+                ) from error
+            self._note(bad)
+            if images is None:
+                raise UserError(f"{self._bad_so_far()}; {REPLACEMENTS} samples tried in place of one were bad, too")
+            yield images.to(self.device, non_blocking=True)
+
+    def _note(self, bad: Bad) -> None:
+        """Keeps and tells of newly found bad images. Raises UserError where they are too many."""
+        for index in bad.keys() - self.bad.keys():
+            self.bad[index] = bad[index]
+            if self.on_bad:
+                self.on_bad(self.source.describe(index), bad[index])
+        if len(self.bad) > self.allowed_bad:
+            raise UserError(f"{self._bad_so_far()}; data.max_bad allows {self.allowed_bad}: raise it or mend the data")
+
+    def _bad_so_far(self) -> str:
+        index, reason = next(iter(self.bad.items()))
+        share = f"{len(self.bad)} of {len(self.source)} images ({len(self.bad) / len(self.source):.1%})"
+        return f"{self.source.name}: {share} cannot be read, such as {self.source.describe(index)}: {reason}"
+
+
+class Plan:
+    """Which samples a global step takes."""
+
+    def __init__(self, num_images: int, batch_size: int, steps_per_epoch: int, seed: int, rank: int, world_size: int):
+        self.num_images, self.steps_per_epoch, self.seed = num_images, steps_per_epoch, seed
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
+
+    def samples(self, step: int) -> tuple[int, np.ndarray]:
+        """The step's epoch, and this rank's samples int64 (B,): its part of one permutation over all ranks."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, permutation(self.seed, epoch, self.num_images)
+        first = (step * self.world_size + self.rank) * self.batch_size
+        return epoch, self.order[first : first + self.batch_size]
+
+
+class DecodedSteps(Dataset[tuple[Tensor | None, Bad]]):
+    """The batches by global step: images (B, C, H, W) uint8, and the bad images met on the way.
+
+    None in place of the images where no replacement could be read.
+    """
+
+    def __init__(self, source: Source, plan: Plan, crop: RandomCrop, size: Size, in_chans: int, allowed_bad: int):
+        self.source, self.plan, self.crop, self.size, self.in_chans = source, plan, crop, size, in_chans
+        self.bad: Bad = {}
+        self.allowed_bad = allowed_bad
+
+    def __getitem__(self, step: int) -> tuple[Tensor | None, Bad]:
+        epoch, samples = self.plan.samples(step)
+        bad: Bad = {}
+        images = torch.empty((len(samples), self.in_chans, *self.size), dtype=torch.uint8)
+        for row, sample in enumerate(samples.tolist()):
+            image = self._sample(epoch, sample, bad)
+            if image is None:
+                return None, bad
+            images[row] = image
+        return images, bad
+
+    def _sample(self, epoch: int, sample: int, bad: Bad) -> UInt8[Tensor, "C H W"] | None:
+        """The sample's crop, or that of the first readable replacement."""
+        draws = uniforms(self.plan.seed, epoch, Stream.CROP, range(sample, sample + 1), DRAWS)
+        others = (
+            int(other) for other in replacements(self.plan.seed, epoch, sample, self.plan.num_images, REPLACEMENTS)
+        )
+        candidate = sample
+        while True:
+            try:
+                if candidate in self.bad:
+                    raise BadImage(self.bad[candidate])
+                picture = self.source.open(candidate)
+                boxes, flips = self.crop.boxes(np.array([picture.size]), draws)
+                return render(picture, tuple(boxes[0].tolist()), bool(flips[0]), self.size, self.in_chans)
+            except BadImage as error:
+                bad[candidate] = self.bad[candidate] = str(error)
+                if len(self.bad) > self.allowed_bad:
+                    return None
+            following = next(others, None)
+            if following is None:
+                return None
+            candidate = following
