@@ -1,6 +1,7 @@
 """What torchvision's data sets of small images share."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Self
 
 import numpy as np
@@ -45,7 +46,7 @@ class TorchvisionSource(Source):
         """The data set's own test images."""
         if self.split == "test":
             return None
-        test = object.__new__(type(self))
+        test = copy(self)
         test._load(self.path, "test")
         return test
 

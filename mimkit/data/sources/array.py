@@ -1,5 +1,6 @@
 """One array of images: .npy or .npz."""
 
+from copy import copy
 from zipfile import BadZipFile
 
 import numpy as np
@@ -72,19 +73,16 @@ class Array(Source):
         _, channels, height, width = self.images.shape
         if height * width > SMALL_IMAGE or len(self) * max(channels, in_chans or 0) * height * width > MEMORY_LIMIT:
             return None
-        try:
-            images = torch.from_numpy(np.array(to_uint8(self.images, self.value_range)))
-            return images if in_chans is None else to_channels(images, in_chans)
-        except BadImage:
-            return None
+        images = torch.from_numpy(np.array(to_uint8(self.images, self.value_range)))
+        return images if in_chans is None else to_channels(images, in_chans)
 
     def test(self) -> "Array | None":
         """The test images of a .npz file."""
         images, labels = self._test_arrays
         if images is None:
             return None
-        test = object.__new__(Array)
-        test.path, test._test_arrays = self.path, (None, None)
+        test = copy(self)
+        test._test_arrays = None, None
         test._set(images, labels, self.value_range)
         return test
 

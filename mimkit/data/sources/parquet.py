@@ -1,6 +1,7 @@
 """Parquet files as Hugging Face lays data sets out."""
 
 import json
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,8 @@ class Parquet(Source):
         """The images in the files val*, else test*, where there are others too."""
         if not self.test_files:
             return None
-        test = object.__new__(Parquet)
-        test.image_column, test.label_column, test.test_files = self.image_column, self.label_column, []
+        test = copy(self)
+        test.test_files = []
         test._index(self.test_files)
         return test
 
