@@ -61,7 +61,6 @@ class TrainSettings:
     pictures_every: epochs between refreshed pictures; they are always drawn at the end.
     precision: auto is bf16 autocast on a GPU and float32 on a CPU.
     device: auto is a GPU where there is one.
-    compile: whether torch.compile fuses the model (GPU).
     """
 
     epochs: Annotated[float, Gt(0)] | None = None
@@ -75,7 +74,6 @@ class TrainSettings:
     pictures_every: Annotated[float, Gt(0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,5 @@
+"""`python -m mimkit`."""
+
+from mimkit.cli import main
+
+main()

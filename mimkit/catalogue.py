@@ -1,0 +1,62 @@
+"""What `mimkit list` prints: roles, components, options."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from mimkit import registry
+from mimkit.errors import UserError, nearest
+from mimkit.recipe import shipped
+
+
+def lines(role: str | None = None) -> Iterator[str]:
+    """Every component of a role, or of all, with its options; then the recipes.
+
+    Raises UserError for an unknown role.
+    """
+    if role is not None and role not in (*registry.ROLES, "recipe"):
+        roles = [*registry.ROLES, "recipe"]
+        raise UserError(f"no role '{role}'{nearest(role, roles)} Roles: {', '.join(roles)}")
+    for each in [role] if role else registry.ROLES:
+        if each in registry.ROLES:
+            yield from _role(each)
+    if role in (None, "recipe"):
+        yield "RECIPES"
+        for name, path in shipped().items():
+            comment = path.read_text(encoding="utf-8").partition("\n")[0]
+            yield f"  {name:28} {comment.lstrip('# ')}"
+
+
+def _role(role: str) -> Iterator[str]:
+    yield f"{role.upper()}S" if role != "data" else "DATA"
+    for name in registry.names(role):
+        component = registry.find(role, name)
+        yield f"  {name:14} {(inspect.getdoc(component) or '').partition(chr(10))[0]}"
+        for option in registry.options(component, registry.ROLES[role].facts).values():
+            required = option.default is inspect.Parameter.empty
+            default = "required" if required else f"= {_value(option.default)}"
+            yield f"      {option.name}: {_type(option.annotation)} {default}"
+            if option.doc:
+                yield f"          {option.doc}"
+    yield ""
+
+
+def _value(value: Any) -> str:
+    """A default as a recipe would write it."""
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, tuple) else str([*value])
+
+
+def _type(annotation: Any) -> str:
+    """A type in short: `int > 0`, `visible | all`, `float | null`."""
+    text = str(annotation) if not isinstance(annotation, type) else annotation.__name__
+    text = re.sub(r"(typing|annotated_types)\.", "", text)
+    text = re.sub(r"Optional\[(.*)\]$", r"\1 | null", text)
+    text = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace("'", "").replace(", ", " | "), text)
+    text = re.sub(r"G[te]\(g[te]=([^)]*)\)|L[te]\(l[te]=([^)]*)\)", _bound, text)
+    return re.sub(r"Annotated\[(\w+), ([^\]]*)\]", r"\1 \2", text).replace("None", "null").replace("NoneType", "null")
+
+
+def _bound(match: re.Match[str]) -> str:
+    sign = {"Gt": ">", "Ge": ">=", "Lt": "<", "Le": "<="}[match[0][:2]]
+    return f"{sign} {match[1] or match[2]}"

@@ -1,0 +1,172 @@
+"""The commands. Each is a thin door to the package; what goes wrong by the user's hand is one line and exit code 2."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from click.exceptions import Abort, ClickException
+
+from mimkit.errors import UserError
+
+EXIT_MISTAKE, EXIT_STOPPED = 2, 75
+
+app = typer.Typer(
+    name="mimkit",
+    help="Masked image modelling: an encoder reads a masked image, a head predicts, at the masked places, "
+    "a normalised target.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's path, or the name of one that is shipped.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as data=./photos or optim.lr=3e-4.")
+]
+Plugin = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="Adds the components of a file.")]
+Weights = Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="A run's folder, or an encoder.safetensors.")]
+
+
+@app.command(epilog="Example: mimkit train mae data=./photos image_size=64 train.epochs=20 --out runs/photos")
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/<method>-<n>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or with the latest.")] = False,
+    plugin: Plugin = None,
+) -> None:
+    """Train a recipe.
+
+    The run's folder takes recipe.yaml, metrics.jsonl, checkpoints/, pictures/, encoder.safetensors and summary.json.
+    Ctrl-C or SIGTERM saves and leaves with 75; --resume then goes on, bit for bit.
+    """
+    from mimkit.recipe import load_recipe
+    from mimkit.train.run import choose_folder
+
+    load_plugins(plugin)
+    checked = load_recipe(recipe, overrides or ())
+    folder = choose_folder(out, checked.method, resume)
+
+    from mimkit.train.loop import train as run
+
+    summary = run(checked, folder, resume)
+    if summary["exit"] != "done":
+        typer.echo(f"stopped by {summary['exit']} at step {summary['step']}, saved; go on with --resume --out {folder}")
+        raise typer.Exit(EXIT_STOPPED)
+    typer.echo(f"done: {summary['step']} steps, {summary['seconds']:.0f} s, loss {summary['loss']:.4f}")
+    if summary["knn_top1"] is not None:
+        before, after = summary["knn_top1_untrained"], summary["knn_top1"]
+        typer.echo(f"kNN top-1: untrained encoder {before:.1f} %, trained encoder {after:.1f} %")
+    typer.echo(f"pictures:  {folder / 'pictures'}\nencoder:   {folder / 'encoder.safetensors'}")
+
+
+@app.command(epilog="Example: mimkit check mae data=./photos image_size=64")
+def check(recipe: Recipe, overrides: Overrides = None, plugin: Plugin = None) -> None:
+    """Validate a recipe, build it, look through its data, run one step, and say what it takes."""
+    from mimkit.recipe import load_recipe
+
+    load_plugins(plugin)
+    checked = load_recipe(recipe, overrides or ())
+
+    from mimkit.train.check import report
+
+    for line in report(checked):
+        typer.echo(line)
+
+
+@app.command(epilog="Example: mimkit show runs/mae-1 ./photos -o photos.png")
+def show(
+    weights: Weights,
+    images: Annotated[str | None, typer.Argument(metavar="[IMAGES]", help="A folder or other data.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("show.png"),
+    count: Annotated[int, typer.Option("-n", help="How many images.", min=1, max=64)] = 8,
+    plugin: Plugin = None,
+) -> None:
+    """Draw what a run reconstructs, or what an encoder sees (principal components, attention)."""
+    load_plugins(plugin)
+    check_writable(output)
+
+    from mimkit.show.run import draw
+
+    typer.echo(draw(weights, images, output, count))
+
+
+@app.command(epilog="Example: mimkit embed runs/mae-1 ./photos -o features.npz")
+def embed(
+    weights: Weights,
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder, a parquet file, or other data.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="FILE.npz, FILE.parquet or FILE.csv.")],
+    plugin: Plugin = None,
+) -> None:
+    """Write the features (mean of the patch tokens) of all images, with their file names and labels."""
+    load_plugins(plugin)
+    check_writable(output)
+
+    from mimkit.evaluate.embed import embed as write
+
+    typer.echo(write(weights, images, output))
+
+
+@app.command(epilog="Example: mimkit export runs/mae-1 -o encoder/ --to timm")
+def export(
+    run: Weights,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write.")],
+    to: Annotated[str, typer.Option(help="timm or safetensors.")],
+) -> None:
+    """Hand the encoder over to other software."""
+    check_writable(output)
+
+    from mimkit.weights.export import export as write
+
+    typer.echo(write(run, output, to))
+
+
+@app.command("list", epilog="Example: mimkit list target")
+def list_components(
+    role: Annotated[str | None, typer.Argument(metavar="[ROLE]", help="encoder, mask, head, target, …")] = None,
+    plugin: Plugin = None,
+) -> None:
+    """List every component with its options, defaults and one line of text; and the recipes."""
+    load_plugins(plugin)
+
+    from mimkit.catalogue import lines
+
+    for line in lines(role):
+        typer.echo(line)
+
+
+def load_plugins(paths: list[Path] | None) -> None:
+    """Add the components of the files given with --plugin."""
+    if paths:
+        from mimkit import registry
+
+        for path in paths:
+            registry.load_plugin(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError, before any work is done, where `path` could not be written."""
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"-o {path}: {parent} is not a folder that can be written to")
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with 0, 2 (the user's mistake), 75 (stopped after saving) or 1 (a bug)."""
+    try:
+        code: Any = app(standalone_mode=False)
+    except UserError as error:
+        sys.exit(_mistake(str(error)))
+    except ClickException as error:
+        sys.exit(_mistake(f"{error.format_message()} (mimkit --help shows the commands)"))
+    except Abort:
+        sys.exit(_mistake("interrupted"))
+    sys.exit(code or 0)
+
+
+def _mistake(text: str) -> int:
+    print(text, file=sys.stderr)
+    return EXIT_MISTAKE

@@ -1,0 +1,48 @@
+"""Features of a set of images into a file."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mimkit.data.open import open_source
+from mimkit.errors import UserError
+from mimkit.evaluate.features import pooled_features
+from mimkit.weights.handover import load
+
+FORMATS = (".npz", ".parquet", ".csv")
+
+
+def embed(weights: Path, images: str, output: Path) -> str:
+    """Write features (N, D), file names and labels to .npz, .parquet or .csv; gives a line that says what was written.
+
+    Unreadable images are left out and counted. Raises UserError for another format, missing weights or images.
+    """
+    if output.suffix not in FORMATS:
+        raise UserError(f"-o {output}: the name should end in {', '.join(FORMATS)}")
+    encoder = load(weights)
+    source = open_source(images, {}, encoder.image_size, encoder.in_chans)
+    features, read = pooled_features(encoder, source, np.arange(len(source)))
+    columns = {"file": np.array([source.describe(int(index)) for index in read])}
+    if source.labels is not None:
+        columns["label"] = source.labels[read]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(f".writing-{output.name}")
+    if output.suffix == ".npz":
+        np.savez(beside, features=features.numpy(), **columns)
+    else:
+        _write_table(beside, features.numpy(), columns)
+    beside.replace(output)
+    left_out = f"; {len(source) - len(read)} unreadable images left out" if len(read) < len(source) else ""
+    return f"{output}: {len(read)} features of width {features.shape[1]}{left_out}"
+
+
+def _write_table(path: Path, features: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    if path.suffix == ".parquet":
+        flat = pa.array(features.reshape(-1))
+        table = pa.table({**columns, "features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1])})
+        parquet.write_table(table, path)
+    else:
+        csv.write_csv(pa.table({**columns, **{f"f{i}": features[:, i] for i in range(features.shape[1])}}), path)

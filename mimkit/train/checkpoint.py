@@ -1,0 +1,131 @@
+"""Checkpoints that are whole or absent: written beside, fsynced, renamed, and verified by a manifest when read.
+
+`checkpoints/step-00001234/` holds model.safetensors, optimizer.safetensors, state.json and manifest.json (size and
+sha256 of each); the file `checkpoints/last` names the newest. No pickle is written or read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mimkit.errors import UserError
+
+
+def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> None:
+    """Write the checkpoint of `step` under `folder`, then drop all but the `keep` newest. Raises OSError (disk full, …)."""
+    final = folder / f"step-{step:08d}"
+    if not final.exists():  # one that exists was verified at the start, and equals this one
+        beside = folder / f".writing-{final.name}"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_file(_contiguous(model.state_dict()), beside / "model.safetensors")
+        save_file(_contiguous(_optimizer_tensors(model, optimizer)), beside / "optimizer.safetensors")
+        (beside / "state.json").write_text(json.dumps({"step": step, **state}))
+        manifest = {path.name: _fingerprint(path) for path in sorted(beside.iterdir())}
+        (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for path in beside.iterdir():
+            _fsync(path)
+        _fsync(beside)
+        beside.rename(final)
+    write_atomically(folder / "last", final.name + "\n")
+    for old in _folders(folder)[keep:]:
+        shutil.rmtree(old)
+
+
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Load the newest checkpoint whose manifest verifies and give its state; None where there is none.
+
+    Damaged checkpoints and unfinished writes are removed on the way. Raises UserError where shapes or names differ.
+    """
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover)
+    for path in _folders(folder):
+        if _verified(path):
+            load_model(path, model)
+            _load_optimizer(load_file(path / "optimizer.safetensors"), model, optimizer)
+            state: dict[str, Any] = json.loads((path / "state.json").read_text())
+            return state
+        shutil.rmtree(path)
+    return None
+
+
+def newest(folder: Path) -> Path:
+    """The newest checkpoint under `folder` that verifies. Raises UserError where there is none."""
+    for path in _folders(folder):
+        if _verified(path):
+            return path
+    raise UserError(f"{folder} holds no readable checkpoint")
+
+
+def load_model(path: Path, model: nn.Module) -> None:
+    """Load the model's weights from the checkpoint at `path`. Raises UserError where shapes or names differ."""
+    saved, ours = load_file(path / "model.safetensors"), model.state_dict()
+    sizes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (saved, ours)]
+    differ = sorted(name for name in saved.keys() | ours.keys() if sizes[0].get(name) != sizes[1].get(name))
+    if differ:
+        there, here = (side.get(differ[0], "absent") for side in sizes)
+        more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
+        raise UserError(f"checkpoint {path}: '{differ[0]}' is {there} there and {here} in this recipe{more}")
+    model.load_state_dict(saved)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, whole."""
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text(text, encoding="utf-8")
+    _fsync(beside)
+    beside.replace(path)
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _verified(path: Path) -> bool:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        return bool(manifest) and all(_fingerprint(path / name) == seen for name, seen in manifest.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimizer state under `parameter name|entry`."""
+    return {
+        f"{name}|{entry}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for entry, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer(saved: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    named = dict(model.named_parameters())
+    for key, value in saved.items():
+        name, entry = key.rsplit("|", 1)
+        device = named[name].device if entry != "step" or named[name].is_cuda else "cpu"
+        optimizer.state[named[name]][entry] = value.to(device)

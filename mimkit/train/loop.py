@@ -1,0 +1,232 @@
+"""The training loop. `fit` is the page to read: probe, batch, gradient, update, log, save, draw."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mimkit.errors import UserError
+from mimkit.evaluate.features import sample_views
+from mimkit.evaluate.reconstruction import reconstruction_scores
+from mimkit.recipe import Recipe
+from mimkit.train import checkpoint
+from mimkit.train.log import Clock, Progress
+from mimkit.train.memory import keep_large_blocks
+from mimkit.train.run import read_metrics
+from mimkit.train.session import Run, prepare
+from mimkit.train.signals import StopRequest
+from mimkit.weights.handover import save_encoder
+
+PICTURES = 8  # images in the picture of reconstructions
+SCORED = 256  # images whose reconstruction is scored at the end
+SAVE_FAILURES = 3  # saves in a row that may fail (disk full) before the run stops
+
+
+def train(recipe: Recipe, folder: Path, resume: bool = False) -> dict[str, Any]:
+    """Train a recipe in a run folder and give its summary; `summary["exit"]` is "done" or the signal that stopped it.
+
+    Raises UserError for what the user can mend, the loss becoming non-finite included.
+    """
+    keep_large_blocks()
+    with StopRequest() as stop:
+        run = prepare(recipe, folder, resume)
+        with Progress(run.rate.total_steps, run.batches.steps_per_epoch, run.step) as progress:
+            greet(run, progress)
+            fit(run, progress, stop)
+        return finish(run, stop.name or "done")
+
+
+def greet(run: Run, progress: Progress) -> None:
+    """Say what is about to happen."""
+    sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (run.model.encoder, run.model)]
+    recipe, at = run.recipe, f"from step {run.step} " if run.step else ""
+    progress.say(
+        f"{recipe.method}: {len(run.data.train)} images of {run.data.name}, {run.rate.total_steps} steps {at}on {run.device}; "
+        f"encoder {sizes[0]:.2f} M parameters, in all {sizes[1]:.2f} M; run folder {run.folder}"
+    )
+    if run.batches.batch_size < recipe.batches.batch_size:
+        progress.say(f"note: there are fewer images than data.batch_size={recipe.batches.batch_size}; a batch is all of them")
+    if run.rate.warmup_steps >= run.rate.total_steps:
+        progress.say("note: the warm-up is longer than the run, so the learning rate never reaches its peak")
+
+
+def fit(run: Run, progress: Progress, stop: StopRequest) -> None:
+    """Train until all steps are done or a stop is asked for; then save."""
+    clock = Clock()
+    stream = run.batches.start(run.step)
+    while not run.done and not stop:
+        with aside(run, clock):
+            probe(run, progress, stop)
+        began = time.perf_counter()
+        images = next(stream)
+        clock.wait(time.perf_counter() - began)
+        for group in run.optimizer.param_groups:
+            group["lr"] = run.rate(run.step)
+        losses, norm = backward(run, images)
+        update(run, losses["loss"], norm)
+        run.step += 1
+        run.model.after_step(run.step / run.rate.total_steps)
+        clock.images += len(images)
+        if run.step % run.recipe.train.log_every == 0 or run.done:
+            log(run, losses, norm, clock, progress)
+        with aside(run, clock):
+            if run.every(run.recipe.train.checkpoint_every):
+                save(run, progress)
+            if run.every(run.recipe.train.pictures_every) and not run.done:
+                draw(run)
+    with aside(run, clock):
+        if run.done:
+            probe(run, progress, stop)
+        save(run, progress, must=True)
+        draw(run)
+
+
+def backward(run: Run, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradient of the batch, part by part where memory is short; losses by name and the gradient's norm, unread.
+
+    All randomness of a step depends on (seed, step) alone, so that a resumed run draws the same masks.
+    """
+    train, parts = run.recipe.train, run.recipe.train.accumulate
+    torch.manual_seed(step_seed(run.recipe.seed, run.step))
+    generator = torch.Generator().manual_seed(step_seed(run.recipe.seed, run.step))
+    half = train.precision == "bf16" or (train.precision == "auto" and run.device.type == "cuda")
+    run.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for part in images.chunk(parts):
+        with torch.autocast(run.device.type, torch.bfloat16) if half else nullcontext():
+            out = run.model(part, generator=generator)
+        (out.loss / parts).backward()
+        for name, value in {"loss": out.loss, **out.losses}.items():
+            sums[name] = sums.get(name, 0) + value.detach() / parts
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), train.clip_grad or float("inf"))
+    return sums, norm
+
+
+def update(run: Run, loss: Tensor, norm: Tensor) -> None:
+    """Step the optimizer, unless loss or gradient is not finite: then nothing is touched, on any device without a wait."""
+    bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+    run.first_bad = torch.where(bad & (run.first_bad < 0), run.step + 1, run.first_bad)
+    run.optimizer.grad_scale, run.optimizer.found_inf = None, (run.first_bad >= 0).float()  # type: ignore[attr-defined]
+    run.optimizer.step()
+    run.meter += torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
+    if run.device.type == "cpu":
+        check_finite(run)
+
+
+def check_finite(run: Run) -> None:
+    """Raise UserError if some step was not finite; on a GPU this waits for it."""
+    step = int(run.first_bad)
+    if step < 0:
+        return
+    raise UserError(
+        f"step {step}: the loss or its gradient is not finite; the weights of step {step - 1} were left untouched. "
+        f"Lower optim.base_lr (or optim.lr), lengthen train.warmup_epochs or set train.clip_grad; run folder {run.folder}"
+    )
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """A seed for one step of one rank."""
+    return (seed * 1_000_003 + step * 8_191 + rank) % 2**63
+
+
+def log(run: Run, losses: dict[str, Tensor], norm: Tensor, clock: Clock, progress: Progress) -> None:
+    """One line of metrics: the loss is the mean since the last line; the device is read only here."""
+    check_finite(run)
+    total, steps = run.meter.tolist()
+    rates = clock.rates()
+    terms = {f"loss_{name}": value.item() for name, value in losses.items() if name != "loss"} if len(losses) > 2 else {}
+    run.metrics.write(
+        step=run.step,
+        epoch=round(run.step / run.batches.steps_per_epoch, 4),
+        images=run.step * run.batches.batch_size,
+        loss=total / steps,
+        **terms,
+        lr=run.rate(run.step - 1),
+        grad_norm=norm.item(),
+        **rates,
+    )
+    progress.update(run.step, total / steps, rates)
+    run.seconds += time.perf_counter() - clock.began - clock.paused
+    run.meter.zero_()
+    clock.restart()
+
+
+@contextmanager
+def aside(run: Run, clock: Clock) -> Iterator[None]:
+    """What happens inside is not training time."""
+    began = time.perf_counter()
+    yield
+    spent = time.perf_counter() - began
+    clock.pause(spent)
+    run.seconds += spent
+
+
+def save(run: Run, progress: Progress, must: bool = False) -> None:
+    """Checkpoint and hand-over. A full disk does not end the run at once; where it `must` be saved, or after three, it does."""
+    check_finite(run)
+    state = {"seconds": run.seconds, "meter": run.meter.tolist()}
+    try:
+        keep = run.recipe.train.keep_checkpoints
+        checkpoint.save(run.folder / "checkpoints", run.step, run.model, run.optimizer, state, keep)
+        save_encoder(run.folder, run.model.encoder, run.recipe.encoder.name, run.recipe.encoder.options)
+        run.failed_saves = 0
+    except OSError as error:
+        run.failed_saves += 1
+        if must or run.failed_saves >= SAVE_FAILURES:
+            raise UserError(f"the checkpoint of step {run.step} cannot be written to {run.folder}: {error.strerror}") from error
+        progress.say(f"warning: the checkpoint of step {run.step} was not written ({error.strerror}); trying again later")
+
+
+def probe(run: Run, progress: Progress, stop: StopRequest) -> None:
+    """Score the encoder if that is due: untrained, every so many epochs, and at the end."""
+    if not run.probe.available or not (run.step == 0 or run.done or run.every(run.recipe.probe.every)):
+        return
+    began = time.perf_counter()
+    score = run.probe.measure(run.model.encoder, lambda: bool(stop))
+    if score is None:  # asked to stop meanwhile: measured again when the run goes on
+        return
+    epoch = round(run.step / run.batches.steps_per_epoch, 4)
+    seconds = round(time.perf_counter() - began, 2)
+    run.metrics.write(step=run.step, epoch=epoch, probe="knn", knn_top1=round(score, 3), seconds=seconds)
+    progress.say(f"epoch {epoch:g}: kNN top-1 {score:.1f} % ({run.probe.size}, {seconds:.0f} s)")
+
+
+def draw(run: Run) -> None:
+    """Refresh the pictures."""
+    from mimkit.show.curves import draw_curves
+    from mimkit.show.reconstruction import draw_reconstructions
+
+    images = sample_views(run.data, run.model.encoder, PICTURES)
+    draw_reconstructions(run.model, images, run.folder / "pictures" / "reconstruction.png")
+    draw_curves(run.folder / "metrics.jsonl", run.folder / "pictures" / "loss.png")
+
+
+def finish(run: Run, exit_reason: str) -> dict[str, Any]:
+    """Write summary.json."""
+    lines = read_metrics(run.folder)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    scores = [line for line in lines if "probe" in line]
+    summary = {
+        "exit": exit_reason,
+        "method": run.recipe.method,
+        "step": run.step,
+        "total_steps": run.rate.total_steps,
+        "epoch": round(run.step / run.batches.steps_per_epoch, 4),
+        "images": run.step * run.batches.batch_size,
+        "seconds": round(run.seconds, 2),
+        "loss": losses[-1] if losses else None,
+        "knn_top1_untrained": scores[0]["knn_top1"] if scores else None,
+        "knn_top1": scores[-1]["knn_top1"] if scores else None,
+        "knn_top1_best": max((line["knn_top1"] for line in scores), default=None),
+        **reconstruction_scores(run.model, sample_views(run.data, run.model.encoder, SCORED)),
+        "bad_files": len(run.batches.bad),
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "encoder_parameters": sum(p.numel() for p in run.model.encoder.parameters()),
+    }
+    checkpoint.write_atomically(run.folder / "summary.json", json.dumps(summary, indent=1))
+    return summary

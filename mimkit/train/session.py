@@ -1,0 +1,88 @@
+"""Everything a run works on, put together before the first step."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mimkit.data.batches import Batches
+from mimkit.data.crops import RandomCrop
+from mimkit.data.open import Data, open_data
+from mimkit.errors import UserError
+from mimkit.model import Model, build
+from mimkit.recipe import Recipe
+from mimkit.train import checkpoint
+from mimkit.train.log import Metrics
+from mimkit.train.optim import Schedule, build_optimizer, schedule
+from mimkit.train.probe import Probe
+from mimkit.train.run import BadFiles, begin_folder, check_same
+
+
+@dataclass
+class Run:
+    """All that the loop works on. `step` counts the optimizer steps that are done."""
+
+    recipe: Recipe
+    folder: Path
+    model: Model
+    optimizer: torch.optim.AdamW
+    data: Data
+    batches: Batches
+    rate: Schedule
+    probe: Probe
+    metrics: Metrics
+    device: torch.device
+    step: int = 0
+    seconds: float = 0.0  # of training, probes and pictures, over all resumes
+    meter: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  # sum of losses, steps
+    first_bad: Tensor = field(default_factory=lambda: torch.tensor(-1))  # first step whose loss or gradient is not finite
+    failed_saves: int = 0
+
+    def every(self, epochs: float) -> bool:
+        """Whether a multiple of `epochs` is just reached."""
+        return self.step % max(1, round(epochs * self.batches.steps_per_epoch)) == 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.rate.total_steps
+
+
+def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
+    """Build everything; the folder is written to only once nothing can be wrong any more."""
+    if resume:
+        check_same(recipe, folder)
+    wanted = recipe.train.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device=cuda: no GPU is available to torch; use train.device=cpu")
+    device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.manual_seed(recipe.seed)
+    model = build(recipe).to(device).train()
+    encoder = model.encoder
+    data = open_data(recipe.data.name, recipe.data.options, encoder.image_size, encoder.in_chans, recipe.seed)
+    batches = Batches(
+        data.train,
+        encoder.image_size,
+        encoder.in_chans,
+        min(recipe.batches.batch_size, len(data.train)),
+        crop=RandomCrop(recipe.batches.crop_scale, recipe.batches.crop_ratio, recipe.batches.flip),
+        seed=recipe.seed,
+        workers=recipe.batches.workers,
+        device=device,
+        max_bad=recipe.batches.max_bad,
+        on_bad=BadFiles(folder).note,
+    )
+    rate = schedule(recipe.optim, recipe.train, batches.batch_size, batches.steps_per_epoch)
+    optimizer = build_optimizer(model, recipe.optim)
+    if not resume:
+        begin_folder(recipe, folder)
+    state = checkpoint.restore(folder / "checkpoints", model, optimizer) if resume else None
+    step = state["step"] if state else 0
+    run = Run(
+        recipe, folder, model, optimizer, data, batches, rate, Probe(recipe.probe, data), Metrics(folder, step), device, step
+    )
+    run.meter, run.first_bad = run.meter.to(device), run.first_bad.to(device)
+    if state:
+        run.seconds, run.meter = state["seconds"], torch.tensor(state["meter"], dtype=torch.float64, device=device)
+    return run
