@@ -54,7 +54,7 @@ class Batches:
         max_bad: float = 0.01,
         on_bad: Callable[[str, str], None] | None = None,
     ):
-        self.source, self.workers, self.device = source, workers, torch.device(device)
+        self.source, self.batch_size, self.workers, self.device = source, batch_size, workers, torch.device(device)
         self.allowed_bad, self.on_bad = ceil(max_bad * len(source)), on_bad
         self.bad: Bad = {}
         self.steps_per_epoch = len(source) // (batch_size * world_size)

@@ -1,16 +1,14 @@
 """From what the recipe names to images for training and for tests."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mimkit import registry
 from mimkit.data.decode import EXTENSIONS
 from mimkit.data.files import walk, what_lies_in
 from mimkit.data.source import Size, Source
@@ -29,10 +27,22 @@ class Data:
 
 
 def open_data(name: str, options: Mapping[str, Any], image_size: Size, in_chans: int, seed: int = 0) -> Data:
-    """The data that a recipe names: `name` is a source, or a path whose kind is recognised from what lies there.
+    """The data that a recipe names, for training and for tests; arguments as `open_source`.
+
+    Where there are labels but no test images, a tenth of the labelled images is held out, chosen by file name or index.
+    Raises UserError.
+    """
+    train = open_source(name, options, image_size, in_chans, seed)
+    test = train.test()
+    if test is None and train.labels is not None:
+        train, test = hold_out(train)
+    return Data(train, test, name)
+
+
+def open_source(name: str, options: Mapping[str, Any], image_size: Size, in_chans: int, seed: int = 0) -> Source:
+    """All training images: `name` is a source, or a path whose kind is recognised from what lies there.
 
     options: the source's own. The facts image_size, in_chans and seed are handed on to sources that take them.
-    Where there are labels but no test images, a tenth of the labelled images is held out, chosen by file name or index.
     Raises UserError.
     """
     source = source_class(name)
@@ -40,13 +50,9 @@ def open_data(name: str, options: Mapping[str, Any], image_size: Size, in_chans:
     facts = {"path": name, "image_size": image_size, "in_chans": in_chans, "seed": seed}
     given = {key: value for key, value in facts.items() if key in accepted and (key != "path" or not is_source(name))}
     try:
-        train = source(**{**given, **options})
+        return source(**{**given, **options})
     except PermissionError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
-    test = train.test()
-    if test is None and train.labels is not None:
-        train, test = hold_out(train)
-    return Data(train, test, name)
 
 
 def hold_out(source: Source) -> tuple[Source, Source | None]:
@@ -64,21 +70,9 @@ def hold_out(source: Source) -> tuple[Source, Source | None]:
 
 def source_class(name: str) -> type[Source]:
     """The class of the source `name`, or the one that reads what lies at the path `name`. Raises UserError."""
-    module_name = name if is_source(name) else kind_of(name)
-    module = import_module(f"mimkit.data.sources.{module_name}")
-    return next(
-        value
-        for key, value in vars(module).items()
-        if inspect.isclass(value)
-        and issubclass(value, Source)
-        and value.__module__ == module.__name__
-        and key[0] != "_"
-    )
-
-
-def is_source(name: str) -> bool:
-    """Whether `name` is a data source's name rather than a path."""
-    return name.isidentifier() and name[0] != "_" and find_spec(f"mimkit.data.sources.{name}") is not None
+    found = registry.find("data", name if name in registry.names("data") else kind_of(name))
+    assert issubclass(found, Source)
+    return found
 
 
 def kind_of(path: str) -> str:
@@ -121,5 +115,5 @@ def near_miss(path: str) -> str:
     guess = nearest(missing, here)
     if guess:
         return guess
-    sources = [file.stem for file in (Path(__file__).parent / "sources").glob("[a-z]*.py")]
-    return nearest(path, sources) or f"; data takes a path or one of {', '.join(sorted(sources))}"
+    sources = registry.names("data")
+    return nearest(path, sources) or f"; data takes a path or one of {', '.join(sources)}"
