@@ -52,7 +52,7 @@ class EncodedPicture(Picture):
         self.size = (height, width)
 
     def pixels(self, in_chans: int | None = None, min_size: Size | None = None) -> UInt8[Tensor, "C h w"]:
-        """See Picture. JPEGs are decoded at 1/2, 1/4 or 1/8 where that is still at least `min_size`."""
+        """See Picture. JPEGs are decoded at the smallest of 1/8, 2/8, 3/8 and 4/8 that gives `min_size`."""
         image = self._from_jpeg(min_size) if self.jpeg_mode else None
         if image is None:
             image = from_pillow(open_image(self.data), in_chans)

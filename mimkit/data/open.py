@@ -26,33 +26,36 @@ class Data:
     name: str
 
 
-def open_data(name: str, options: Mapping[str, Any], image_size: Size, in_chans: int, seed: int = 0) -> Data:
+def open_data(name: str, options: Mapping[str, Any], image_size: Size, in_chans: int) -> Data:
     """The data that a recipe names, for training and for tests; arguments as `open_source`.
 
     Where there are labels but no test images, a tenth of the labelled images is held out, chosen by file name or index.
     Raises UserError.
     """
-    train = open_source(name, options, image_size, in_chans, seed)
+    train = open_source(name, options, image_size, in_chans)
     test = train.test()
     if test is None and train.labels is not None:
         train, test = hold_out(train)
     return Data(train, test, name)
 
 
-def open_source(name: str, options: Mapping[str, Any], image_size: Size, in_chans: int, seed: int = 0) -> Source:
+def open_source(name: str, options: Mapping[str, Any], image_size: Size, in_chans: int) -> Source:
     """All training images: `name` is a source, or a path whose kind is recognised from what lies there.
 
-    options: the source's own. The facts image_size, in_chans and seed are handed on to sources that take them.
+    options: the source's own. The facts image_size and in_chans are handed on to sources that take them.
     Raises UserError.
     """
-    source = source_class(name)
-    accepted = inspect.signature(source).parameters
-    facts = {"path": name, "image_size": image_size, "in_chans": in_chans, "seed": seed}
-    given = {key: value for key, value in facts.items() if key in accepted and (key != "path" or not is_source(name))}
+    facts = {"image_size": image_size, "in_chans": in_chans}
+    named = name in registry.names("data")
     try:
-        return source(**{**given, **options})
+        if named:
+            source = registry.build("data", name, options, facts)
+        else:
+            source = registry.build("data", kind_of(name), {"path": name, **options}, facts)
     except PermissionError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+    assert isinstance(source, Source)
+    return source
 
 
 def hold_out(source: Source) -> tuple[Source, Source | None]:
