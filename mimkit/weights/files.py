@@ -1,0 +1,90 @@
+"""Weight files: read without running anything that they may hold, written whole or not at all."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mimkit.errors import UserError
+
+WRAPPERS = ("model", "state_dict", "module")  # keys under which checkpoints keep their state dict
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict {name: tensor} of a safetensors or torch file, on the CPU.
+
+    It is taken out of the keys 'model', 'state_dict' or 'module'. Torch files are read with `weights_only`; besides tensors and plain containers only `argparse.Namespace` (the
+    authors' saved options) may occur in them, and no code runs.
+    Raises UserError where the file is missing, damaged, or holds anything else.
+    """
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file")
+    found: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    while isinstance(found, Mapping) and (wrapper := next((key for key in WRAPPERS if _wraps(found, key)), None)):
+        found = found[wrapper]
+    if not isinstance(found, Mapping) or not found:
+        raise UserError(f"weights {path}: no state dict, but {type(found).__name__}; names and tensors are needed")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"weights {path}: '{name}' is {type(value).__name__}, no tensor; a state dict is needed")
+    return dict(found)
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all. Raises OSError (disk full, …)."""
+    from safetensors.torch import save_file
+
+    # Each a copy of its own: safetensors refuses tensors that share memory.
+    own = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    write_atomically(path, lambda beside: save_file(own, beside, {"format": "pt"}))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then rename it: a reader sees the old file or the new one, whole."""
+    beside = path.with_name(f".{path.name}.writing")
+    try:
+        write(beside)
+        _fsync(beside)
+        beside.replace(path)
+        _fsync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"weights {path}: damaged, or no safetensors file ({_first_line(error)})") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile or cut file may raise anything; none of it is a bug of ours
+        reason = _first_line(error)
+        raise UserError(f"weights {path}: damaged, or holding more than tensors ({reason})") from error
+
+
+def _wraps(found: Mapping[Any, Any], key: str) -> bool:
+    return isinstance(found.get(key), Mapping)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,93 @@
+"""The hand-over in every run's folder: `encoder.safetensors` (timm's own names) and `encoder.json` (how to build it)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import mimkit
+from mimkit import registry, schema
+from mimkit.errors import UserError
+from mimkit.types import Encoder
+from mimkit.weights.files import read_weights, write_atomically, write_weights
+
+FORMAT = 1  # of encoder.json
+NAME = "encoder.safetensors"
+
+
+def save_encoder(folder: Path, encoder: Encoder, name: str, options: Mapping[str, Any]) -> None:
+    """Write `encoder.safetensors` and `encoder.json` into `folder`, each whole or not at all.
+
+    name, options: the encoder's name in the registry and all of its options.
+    Raises OSError (disk full, …).
+    """
+    description = {
+        "format": FORMAT,
+        "encoder": name,
+        "options": dict(options),
+        "image_size": encoder.image_size,
+        "mimkit": mimkit.__version__,
+    }
+    write_weights(folder / NAME, encoder.timm_model.state_dict())
+    text = json.dumps(description, indent=1) + "\n"
+    write_atomically((folder / NAME).with_suffix(".json"), lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def load(path: str | Path) -> Encoder:
+    """The encoder of a run's folder or of a weights file with its JSON beside it: frozen, in eval mode, never masking.
+
+    Raises UserError where there is none, where a file is damaged, or where the two files do not fit each other.
+    """
+    weights = weights_file(Path(path))
+    name, options, image_size = describe(weights)
+    encoder: Encoder = registry.build("encoder", name, options, {"image_size": image_size, "feed": "visible"})
+    fill(encoder, read_weights(weights), weights)
+    return encoder.requires_grad_(False).eval()
+
+
+def weights_file(path: Path) -> Path:
+    """The encoder's weights file at `path`, a run's folder or the file itself. Raises UserError where there is none."""
+    if not path.exists():
+        raise UserError(f"{path}: no such run folder or weights file")
+    weights = path / NAME if path.is_dir() else path
+    if not weights.is_file():
+        raise UserError(f"{path} holds no {NAME}; a run writes it with its first checkpoint")
+    if not weights.with_suffix(".json").is_file():
+        raise UserError(
+            f"{weights} has no {weights.with_suffix('.json').name} beside it; for others' weights build a model "
+            "and use mimkit.load_official(model, file)"
+        )
+    return weights
+
+
+def describe(weights: Path) -> tuple[str, dict[str, Any], tuple[int, int]]:
+    """Name, checked options and image size of the encoder whose weights file is given, from the JSON beside it.
+
+    Raises UserError where that file is damaged or says what this version does not know.
+    """
+    path = weights.with_suffix(".json")
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        version, name, options = told["format"], told["encoder"], dict(told["options"])
+        image_size: tuple[int, int] = schema.typed(told["image_size"], tuple[int, int])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}); write it anew") from error
+    if version != FORMAT:
+        raise UserError(f"{path} has format {version}, this mimkit {mimkit.__version__} reads {FORMAT}; update mimkit")
+    component, facts = registry.find("encoder", name), registry.ROLES["encoder"].facts
+    values, problems = schema.check(component, options, f"encoder '{name}'", lambda _: str(path), facts)
+    if problems:
+        raise UserError("\n".join(problems))
+    return name, values, image_size
+
+
+def fill(encoder: Encoder, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Load all of the encoder's timm model from `tensors`. Raises UserError where names or shapes differ."""
+    wanted = encoder.timm_model.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        there, here = (tuple(side[name].shape) if name in side else "absent" for side in (tensors, wanted))
+        if there != here:
+            raise UserError(f"{source}: '{name}' is {there} there and {here} in the encoder of its JSON file")
+    encoder.timm_model.load_state_dict(tensors)
