@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import mimkit
 from mimkit import overrides, registry, schema, strict_yaml
 from mimkit.errors import UserError, nearest
 from mimkit.overrides import OBJECTIVE_ROLES, MAIN
 from mimkit.settings import BatchSettings, OptimSettings, ProbeSettings, TrainSettings
-from mimkit.types import Size
 
 KEYS = (
     "method", "image_size", "encoder", "mask", "head", "target", "normalizer", "loss", "objectives",
@@ -41,7 +41,7 @@ class Recipe:
     """Everything that determines a run, checked and complete. The objective that is written flat is named `main`."""
 
     method: str
-    image_size: Size
+    image_size: tuple[int, int]
     encoder: Choice
     mask: Choice
     objectives: dict[str, ObjectiveChoice]
@@ -84,9 +84,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], given: Sequence[str] = (
 
 def shipped() -> dict[str, Path]:
     """Names and paths of the recipes that come with mimkit; those of the papers as `imagenet/NAME`."""
-    from importlib.resources import files
-
-    root = Path(str(files("mimkit.recipes")))
+    root = next(found for place in mimkit.__path__ if (found := Path(place) / "recipes").is_dir())
     return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
 
 
@@ -245,11 +243,11 @@ class _Checker:
         except UserError as error:
             self.problems.append(f"{self.place(('data', 'name'))}: {error}")
             return None
+        facts = registry.ROLES["data"].facts | (set() if name in registry.names("data") else {"path"})
         given = {key: value for key, value in section.items() if key != "name" and key not in ours}
         values, problems = schema.check(
-            component, given, f"data '{name}'", lambda key: self.place(("data", key)),
-            registry.ROLES["data"].facts, also=tuple(ours),
-        )  # fmt: skip
+            component, given, f"data '{name}'", lambda key: self.place(("data", key)), facts, also=tuple(ours)
+        )
         self.problems += problems
         return Choice(name, values)
 
