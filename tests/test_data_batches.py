@@ -155,7 +155,7 @@ def test_wrong_number_of_channels_says_which_would_fit(side):
         def open(self, index: int) -> Pixels:
             return Pixels(torch.zeros(12, self.side, self.side, dtype=torch.uint8))
 
-    with pytest.raises(UserError, match="encoder.in_chans=12 would fit"):
+    with pytest.raises(UserError, match=r"encoder\.in_chans=12 would fit"):
         take(Batches(Satellite(9, side), (8, 8), 3, 4), 0, 1)
 
 
@@ -173,7 +173,7 @@ def test_a_dead_worker_is_an_error_and_not_a_hang(photos):
     stream = Batches(Folder(path=str(photos)), (16, 16), 3, 4, workers=1).start(0)
     next(stream)
     os.kill(mp.active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(UserError, match="data.workers"):
+    with pytest.raises(UserError, match=r"data\.workers"):
         for _ in range(1000):
             next(stream)
 

@@ -23,6 +23,12 @@ def pillow_crop(image: torch.Tensor, box: tuple[int, int, int, int], size: tuple
     return torch.from_numpy(np.array(across.resize(size[::-1], Image.Resampling.BICUBIC))).permute(2, 0, 1)
 
 
+def feed_torch(monkeypatch, row: np.ndarray) -> None:
+    pairs, places = iter(row[:20]), iter(row[20:22])
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda _, a, b: a + (b - a) * torch.tensor(next(pairs)))
+    monkeypatch.setattr(torch, "randint", lambda low, high, size: torch.tensor([int(next(places) * high)]))
+
+
 def test_draws_of_a_sample_are_its_row_of_the_epoch_table():
     """Against numpy's Generator over the same Philox."""
     table = Generator(Philox(key=np.array([7, 3], dtype=np.uint64))).random((11, DRAWS))
@@ -57,11 +63,7 @@ def test_boxes_are_those_of_torchvision(monkeypatch, size, scale):
     draws = uniforms(0, 0, Stream.CROP, range(50), DRAWS)
     boxes, _ = crop.boxes(np.array([size] * 50), draws)
     for row, box in zip(draws, boxes):
-        pairs, places = iter(row[:20]), iter(row[20:22])
-        monkeypatch.setattr(
-            torch.Tensor, "uniform_", lambda _, low, high: low + (high - low) * torch.tensor(next(pairs))
-        )
-        monkeypatch.setattr(torch, "randint", lambda low, high, size: torch.tensor([int(next(places) * high)]))
+        feed_torch(monkeypatch, row)
         expected = RandomResizedCrop.get_params(torch.empty(3, *size), list(scale), [3 / 4, 4 / 3])
         monkeypatch.undo()
         assert tuple(box) == expected

@@ -90,7 +90,7 @@ def resized_crop(
 ) -> UInt8[Tensor, "B C h w"]:
     """A whole batch of boxes at `size` (h, w), on the images' device: two batched matrix products.
 
-    As Pillow and torch, rounded to 8 bits between the two; columns first as torch (Pillow: since 13 whichever is cheaper).
+    As Pillow and torch, rounded to 8 bits between the two; columns first as torch (Pillow 13: the cheaper first).
     """
     top, left, height, width = boxes.unbind(1)
     columns = bicubic_weights(images.shape[3], left, width, size[1])  # (B, w, W)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import copy
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class TorchvisionSource(Source):
         small = self.images[0, 0].numel() <= SMALL_IMAGE and self.images.numel() <= MEMORY_LIMIT
         return to_channels(self.images, in_chans or 3) if small else None
 
-    def test(self) -> Self | None:
+    def test(self) -> "TorchvisionSource | None":
         """The data set's own test images."""
         if self.split == "test":
             return None

@@ -39,7 +39,7 @@ class Folder(Source):
         if not files:
             found = what_lies_in(self.root)
             raise UserError(f"no images in {self.root}: found {found}; read are {' '.join((*EXTENSIONS, '.npy'))}")
-        names = self._class_names(files)
+        names = self._class_names(files, classes)
         labels = None
         if names is not None:
             classes = sorted({name for name in names if name}, key=by_number) if classes is None else classes
@@ -51,12 +51,12 @@ class Folder(Source):
         super().__init__(self.root, labels, classes if names else None)
         self.files = Paths(files)
 
-    def _class_names(self, files: list[str]) -> list[str] | None:
+    def _class_names(self, files: list[str], known: list[str] | None) -> list[str] | None:
         if self.label_option == "none":
             return None
         if self.label_option == "auto":
             names = [file.partition("/")[0] if "/" in file else "" for file in files]
-            return names if all(names) and len(set(names)) > 1 else None
+            return names if all(names) and (known or len(set(names)) > 1) else None
         prefix = f"{self.split}/" if self.split else ""
         return names_from_csv(self.label_option, [prefix + file for file in files], self.path)
 

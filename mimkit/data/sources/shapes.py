@@ -4,12 +4,14 @@ Colours, textures, position, size and rotation vary and say nothing about the la
 IEEE 754 rounds exactly are used, so an image has the same bits whether it is drawn alone or among others.
 """
 
+# mypy: disable-error-code="no-any-return"
+
 from collections.abc import Callable, Sequence
 from copy import copy
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from mimkit.data.draws import Stream, uniforms
@@ -17,8 +19,10 @@ from mimkit.data.source import MEMORY_LIMIT, SMALL_IMAGE, Picture, Pixels, Size,
 from mimkit.data.sources._forms import FORMS
 from mimkit.errors import UserError
 
-CHUNK = 1 << 18  # pixels that are drawn at once: what the caches hold
-Plane = Float[Tensor, "n H W"]
+CHUNK = 1 << 17  # pixels that are drawn at once: what the caches hold
+Plane = Float32[np.ndarray, "n H W"]
+Grid = Float32[np.ndarray, "1 H W"]
+PerImage = Float32[np.ndarray, "n 1 1"]
 
 
 class Shapes(Source):
@@ -57,7 +61,7 @@ class Shapes(Source):
 
     def open(self, index: int) -> Picture:
         """See Source."""
-        return Pixels(self._draw(range(index, index + 1))[0])
+        return Pixels(torch.from_numpy(self._draw(range(index, index + 1))[0]))
 
     def test(self) -> "Shapes | None":
         """Images of the test stream."""
@@ -73,80 +77,89 @@ class Shapes(Source):
             return None
         step = max(1, CHUNK // (height * width))
         chunks = [range(start, min(start + step, len(self))) for start in range(0, len(self), step)]
-        images = torch.cat([self._draw(rows) for rows in chunks])
+        images = torch.from_numpy(np.concatenate([self._draw(rows) for rows in chunks]))
         return images if in_chans is None else to_channels(images, in_chans)
 
-    def _draw(self, rows: range) -> UInt8[Tensor, "n C H W"]:
-        draws = torch.from_numpy(uniforms(self.seed, 0, self.stream, rows, self.width)).float()
-        form = torch.from_numpy(self.form[rows.start : rows.stop])
-        height, width = self.size
-        y, x = torch.arange(height)[None, :, None] + 0.5, torch.arange(width)[None, None, :] + 0.5  # pixel centres
-        short = min(height, width)
+    def _draw(self, rows: range) -> UInt8[np.ndarray, "n C H W"]:
+        draws = uniforms(self.seed, 0, self.stream, rows, self.width).astype(np.float32)
         u = draws[:, :, None, None]  # (n, draws, 1, 1)
+        height, width = self.size
+        y, x = np.mgrid[:height, :width].astype(np.float32)[:, None] + np.float32(0.5)  # (1, H, W), pixel centres
+        short = min(height, width)
         radius = short * (0.27 + 0.17 * u[:, 1])
         center_x, center_y = radius + u[:, 2] * (width - 2 * radius), radius + u[:, 3] * (height - 2 * radius)
         across, down = rotate((x - center_x) / radius, (y - center_y) / radius, u[:, 4], u[:, 5])
-        inside = (0.5 - each(list(FORMS.values()), form, across, down) * radius).clamp_(0, 1)[:, None]  # (n, 1, H, W)
-        ground, figure = (texture(x, y, short, u[:, at : at + 7]) for at in (6, 13))
-        hue, shift, ground_swing, figure_swing = u[:, 20:].chunk(4, dim=1)  # (n, C, 1, 1)
+        outline = each(list(FORMS.values()), self.form[rows.start : rows.stop], across, down) * radius  # in pixels
+        inside = np.clip(0.5 - outline, 0, 1)[:, None]  # (n, 1, H, W)
+        ground, figure = (texture(x, y, short, u[:, at : at + 7])[:, None] for at in (6, 13))
+        hue, shift, ground_swing, figure_swing = np.split(u[:, 20:], 4, axis=1)  # (n, C, 1, 1)
         other = hue + 0.4 + 0.2 * shift
-        other -= other.floor()  # differs from `hue` by 0.4 at least, in every channel
-        behind = hue + (0.3 * ground_swing - 0.15) * ground[:, None]
-        front = other + (0.3 * figure_swing - 0.15) * figure[:, None]
-        return ((behind + (front - behind) * inside).clamp_(0, 1) * 255).round_().to(torch.uint8)
+        other -= np.floor(other)  # differs from `hue` by 0.4 at least, in every channel
+        image = hue + (0.3 * ground_swing - 0.15) * ground
+        image += (other + (0.3 * figure_swing - 0.15) * figure - image) * inside
+        return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def each(functions: Sequence[Callable[..., Plane]], choice: Int[Tensor, " n"], *values: Tensor) -> Plane:
+def each(
+    functions: Sequence[Callable[..., Plane]], choice: Int64[np.ndarray, " n"], *values: Plane | PerImage
+) -> Plane:
     """The chosen function of each image's values."""
-    out = torch.empty(torch.broadcast_shapes(*(value.shape for value in values)))
+    out = np.empty_like(values[0])
     for number, function in enumerate(functions):
-        rows = (choice == number).nonzero()[:, 0]
+        rows = np.flatnonzero(choice == number)
         if len(rows):
             out[rows] = function(*(value[rows] for value in values))
     return out
 
 
-def rotate(x: Tensor, y: Tensor, angle: Tensor, quarter: Tensor) -> tuple[Plane, Plane]:
-    """Coordinates turned by a random angle: (1 - t², 2t) / (1 + t²) for t in [-0.41, 0.41], then a quarter turn."""
+def rotate(x: Plane, y: Plane, angle: PerImage, quarter: PerImage) -> tuple[Plane, Plane]:
+    """Coordinates turned by a random angle: (1 - t², 2t) / (1 + t²) for |t| < 0.4142, an eighth, then quarter turns."""
     t = angle * 0.8284 - 0.4142
     cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
-    turn = (quarter * 4).floor()
-    cos, sin = (
-        torch.where(turn == 0, cos, torch.where(turn == 1, -sin, torch.where(turn == 2, -cos, sin))),
-        torch.where(turn == 0, sin, torch.where(turn == 1, cos, torch.where(turn == 2, -sin, -cos))),
-    )
+    turns = [quarter < 0.25, quarter < 0.5, quarter < 0.75]
+    cos, sin = np.select(turns, [cos, -sin, -cos], sin), np.select(turns, [sin, cos, -sin], -cos)
     return x * cos + y * sin, y * cos - x * sin
 
 
-def texture(x: Tensor, y: Tensor, short: int, u: Float[Tensor, "n 7 1 1"]) -> Plane:
+def texture(x: Grid, y: Grid, short: int, u: Float32[np.ndarray, "n 7 1 1"]) -> Plane:
     """A pattern in [-1, 1] over the pixels, of random kind, wavelength, phase and direction."""
     length = short * (0.12 + 0.18 * u[:, 1])
     across, down = rotate(x / length, y / length, u[:, 2], u[:, 3])
-    across, down = across + u[:, 4], down + u[:, 5]
-    return each(list(TEXTURES.values()), (u[:, 0, 0, 0] * len(TEXTURES)).long(), across, down, u[:, 6].expand_as(down))
+    kind = (u[:, 0, 0, 0] * len(TEXTURES)).astype(np.int64)
+    return each(TEXTURES, kind, across + u[:, 4], down + u[:, 5], u[:, 6])
 
 
-def triangle_wave(x: Tensor) -> Tensor:
+def triangle_wave(x: Plane) -> Plane:
     """Between -1 and 1 with period 1."""
-    return (x - x.floor() - 0.5).abs() * 4 - 1
+    return np.abs(x - np.floor(x) - 0.5) * 4 - 1
 
 
-def stripes(x: Plane, y: Plane, key: Plane) -> Plane:
+def flat(x: Plane, y: Plane, key: PerImage) -> Plane:
+    """Nothing."""
+    return np.zeros_like(x)
+
+
+def gradient(x: Plane, y: Plane, key: PerImage) -> Plane:
+    """A wave so long that hardly more than a slope is seen."""
+    return triangle_wave(x * 0.12)
+
+
+def stripes(x: Plane, y: Plane, key: PerImage) -> Plane:
     """Stripes with soft edges."""
-    return (triangle_wave(x) * 2).clamp(-1, 1)
+    return np.clip(triangle_wave(x) * 2, -1, 1)
 
 
-def noise(x: Plane, y: Plane, key: Plane) -> Plane:
+def checker(x: Plane, y: Plane, key: PerImage) -> Plane:
+    """Stripes times stripes across them."""
+    return stripes(x, y, key) * stripes(y, x, key)
+
+
+def noise(x: Plane, y: Plane, key: PerImage) -> Plane:
     """An own value for each cell of a third of a wavelength."""
-    hashed = (x * 3).floor().long() * 374761393 + (y * 3).floor().long() * 668265263 + (key * (1 << 24)).long()
+    column, row = np.floor(x * 3).astype(np.int64), np.floor(y * 3).astype(np.int64)
+    hashed = column * 374761393 + row * 668265263 + (key * (1 << 24)).astype(np.int64)
     hashed = ((hashed ^ (hashed >> 13)) * 1274126177) & 0xFFFFFFFF
-    return ((hashed ^ (hashed >> 16)) & 0xFFFF).float() * (2 / 65535) - 1
+    return ((hashed ^ (hashed >> 16)) & 0xFFFF).astype(np.float32) * np.float32(2 / 65535) - 1
 
 
-TEXTURES: dict[str, Callable[[Plane, Plane, Plane], Plane]] = {
-    "flat": lambda x, y, key: torch.zeros_like(x),
-    "gradient": lambda x, y, key: triangle_wave(x * 0.12),
-    "stripes": stripes,
-    "checker": lambda x, y, key: stripes(x, y, key) * stripes(y, x, key),
-    "noise": noise,
-}
+TEXTURES = (flat, gradient, stripes, checker, noise)
