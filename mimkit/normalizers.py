@@ -10,6 +10,7 @@ from torch import Tensor
 from mimkit.types import Normalizer
 
 Places = Float[Tensor, "*places D"]
+PerPlace = Float[Tensor, "*places 1"]
 
 
 class none(Normalizer):
@@ -40,7 +41,7 @@ class layer_norm(Normalizer):
         mean, std = self._statistics(like)
         return values * std + mean
 
-    def _statistics(self, values: Places) -> tuple[Places, Places]:
+    def _statistics(self, values: Places) -> tuple[PerPlace, PerPlace]:
         variance = values.var(-1, keepdim=True, unbiased=self.unbiased)
         return values.mean(-1, keepdim=True), (variance + self.eps).sqrt()
 

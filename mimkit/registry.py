@@ -48,7 +48,7 @@ ROLES = {
     "loss": Role("Loss", "mimkit.types", "mimkit.losses", "mimkit.losses", frozenset()),
     "data": Role(
         "Source", "mimkit.data.source", "mimkit.data.sources", "mimkit.data",
-        frozenset({"path", "split", "image_size", "in_chans", "seed"}),
+        frozenset({"image_size", "in_chans"}),
     ),
 }  # fmt: skip
 
@@ -127,8 +127,8 @@ def load_plugin(path: str | Path) -> None:
     if not found:
         raise UserError(f"plug-in {path} defines no component; subclass mimkit.types.Target, Encoder, Head, Masking, …")
     for role in found:
-        known = {*_shipped(role), *_installed(role)}
-        if path.stem in known:
+        earlier = _plugins.get((role, path.stem))
+        if path.stem in {*_shipped(role), *_installed(role)} or (earlier and inspect.getfile(earlier) != module.__file__):
             raise UserError(f"plug-in {path}: a {role} named '{path.stem}' exists already; rename the file")
         _plugins[role, path.stem] = _component(role, module)
 

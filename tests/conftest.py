@@ -1,0 +1,50 @@
+"""Shared by all tests: a tiny recipe, and the real command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+TINY: dict[str, Any] = {
+    "method": "tiny",
+    "image_size": 16,
+    "encoder": {"name": "vit", "embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4},
+    "mask": {"name": "random", "ratio": 0.75},
+    "head": {"name": "decoder", "embed_dim": 16, "depth": 2, "num_heads": 2},
+    "target": "norm_pixels",
+    "data": {"name": "shapes", "num_images": 60, "num_test": 20, "batch_size": 8},
+    "optim": {"base_lr": 0.01},
+    "train": {"epochs": 2, "warmup_epochs": 0.5, "checkpoint_every": 1, "log_every": 2},
+    "probe": {"every": 1},
+    "seed": 3,
+}
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """A recipe that trains in seconds: 7 steps an epoch."""
+    import copy
+
+    return copy.deepcopy(TINY)
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path, tiny: dict[str, Any]) -> Path:
+    """The tiny recipe as a file."""
+    from mimkit import strict_yaml
+
+    path = tmp_path / "tiny.yaml"
+    path.write_text(strict_yaml.dump(tiny))
+    return path
+
+
+def command(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run `mimkit …` as a user would, in a process of its own."""
+    words = [sys.executable, "-m", "mimkit", *map(str, arguments)]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
