@@ -17,8 +17,8 @@ WRAPPERS = ("model", "state_dict", "module")  # keys under which checkpoints kee
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict {name: tensor} of a safetensors or torch file, on the CPU.
 
-    It is taken out of the keys 'model', 'state_dict' or 'module'. Torch files are read with `weights_only`; besides tensors and plain containers only `argparse.Namespace` (the
-    authors' saved options) may occur in them, and no code runs.
+    It is taken out of the keys 'model', 'state_dict' or 'module'. Torch files are read with `weights_only`: besides
+    tensors and plain containers only `argparse.Namespace` (the authors' saved options) may occur, and no code runs.
     Raises UserError where the file is missing, damaged, or holds anything else.
     """
     if not path.is_file():

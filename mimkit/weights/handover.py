@@ -1,4 +1,4 @@
-"""The hand-over in every run's folder: `encoder.safetensors` (timm's own names) and `encoder.json` (how to build it)."""
+"""The hand-over in a run's folder: `encoder.safetensors` (timm's own names) and `encoder.json` (how to build it)."""
 
 import json
 from collections.abc import Mapping
