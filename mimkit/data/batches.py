@@ -108,12 +108,13 @@ class Batches:
         while True:
             try:
                 images, bad = next(loader)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while handing a batch over
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
-                reason = str(error).splitlines()[0]
+                reason = str(error).partition("\n")[0] or type(error).__name__
                 raise UserError(
-                    f"{reason}: mostly memory or /dev/shm has run out; try fewer data.workers than {self.workers}"
+                    f"a data worker died ({reason}); mostly memory or /dev/shm has run out: try fewer than "
+                    f"data.workers={self.workers}"
                 ) from error
             self._note(bad)
             if images is None:
@@ -177,11 +178,7 @@ class DecodedSteps(Dataset[tuple[Tensor | None, Bad]]):
     def _sample(self, epoch: int, sample: int, bad: Bad) -> UInt8[Tensor, "C H W"] | None:
         """The sample's crop, or that of the first readable replacement."""
         draws = uniforms(self.plan.seed, epoch, Stream.CROP, range(sample, sample + 1), DRAWS)
-        others = (
-            int(other) for other in replacements(self.plan.seed, epoch, sample, self.plan.num_images, REPLACEMENTS)
-        )
-        candidate = sample
-        while True:
+        for candidate in self._candidates(epoch, sample):
             try:
                 if candidate in self.bad:
                     raise BadImage(self.bad[candidate])
@@ -192,7 +189,8 @@ class DecodedSteps(Dataset[tuple[Tensor | None, Bad]]):
                 bad[candidate] = self.bad[candidate] = str(error)
                 if len(self.bad) > self.allowed_bad:
                     return None
-            following = next(others, None)
-            if following is None:
-                return None
-            candidate = following
+        return None
+
+    def _candidates(self, epoch: int, sample: int) -> Iterator[int]:
+        yield sample
+        yield from replacements(self.plan.seed, epoch, sample, self.plan.num_images, REPLACEMENTS).tolist()

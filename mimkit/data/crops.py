@@ -92,15 +92,17 @@ def resized_crop(
 
     As Pillow and torch, rounded to 8 bits between the two; columns first as torch (Pillow 13: the cheaper first).
     """
-    top, left, height, width = boxes.unbind(1)
-    columns = bicubic_weights(images.shape[3], left, width, size[1])  # (B, w, W)
-    columns = torch.where(flips[:, None, None], columns.flip(1), columns)
-    rows = bicubic_weights(images.shape[2], top, height, size[0])  # (B, h, H)
-    batch, channels = images.shape[:2]
+    top, left, box_height, box_width = boxes.unbind(1)
+    columns = bicubic_weights(images.shape[3], left, box_width, size[1])  # (B, w, W)
+    columns = columns.flip(1).where(flips[:, None, None], columns)
+    rows = bicubic_weights(images.shape[2], top, box_height, size[0])  # (B, h, H)
+    batch, channels, height, _ = images.shape
     across = torch.bmm(images.flatten(1, 2).float(), columns.mT).round_().clamp_(0, 255)  # (B, C·H, w)
-    across = across.view(batch, channels, -1, size[1]).transpose(1, 2).flatten(2)  # (B, H, C·w)
-    down = torch.bmm(rows, across).round_().clamp_(0, 255).to(torch.uint8)  # (B, h, C·w)
-    return down.view(batch, size[0], channels, size[1]).transpose(1, 2).contiguous()
+    across = across.view(batch, channels, height, size[1])
+    out = torch.empty((batch, channels, *size), dtype=torch.uint8, device=images.device)
+    for channel in range(channels):
+        out[:, channel] = torch.bmm(rows, across[:, channel]).round_().clamp_(0, 255)
+    return out
 
 
 def bicubic_weights(
@@ -110,12 +112,13 @@ def bicubic_weights(
 
     Rows sum to 1. The kernel is Keys' with a = -0.5, widened by extent / size where the box is reduced.
     """
-    start, extent = start[:, None, None], extent[:, None, None]
+    start, extent = start[:, None, None].float(), extent[:, None, None].float()
     scale = extent / size
     center = start + (torch.arange(size, device=start.device)[:, None] + 0.5) * scale  # (B, size, 1)
-    pixel = torch.arange(length, device=start.device)
-    x = ((pixel + 0.5 - center) / scale.clamp(min=1)).abs()
-    near = ((1.5 * x - 2.5) * x) * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = torch.where(x < 1, near, far) * (x < 2) * (pixel >= start) * (pixel < start + extent)
-    return weights / weights.sum(2, keepdim=True)
+    pixel = torch.arange(length, device=start.device) + 0.5
+    inside = (pixel > start) & (pixel < start + extent)  # (B, 1, length)
+    x = ((pixel - center) / scale.clamp(min=1)).abs_().where(inside, 2).clamp_(max=2)  # at 2 the kernel is 0
+    near = (1.5 * x).sub_(2.5).mul_(x).mul_(x).add_(1)
+    far = (-0.5 * x).add_(2.5).mul_(x).sub_(4).mul_(x).add_(2)
+    weights = near.where(x < 1, far)
+    return weights.div_(weights.sum(2, keepdim=True))

@@ -73,7 +73,7 @@ class Folder(Source):
 
     def open(self, index: int) -> Picture:
         """See Source."""
-        path = self.describe(index)
+        path = f"{self.root}/{self.files[index]}" if self.files[index] else self.root
         try:
             if path.lower().endswith(".npy"):
                 values = np.load(path, mmap_mode="r", allow_pickle=False)

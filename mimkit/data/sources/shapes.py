@@ -47,7 +47,7 @@ class Shapes(Source):
         if min(num_images, num_test, *image_size, in_chans) < 1:
             raise UserError("shapes: num_images, num_test, image_size and in_chans must be at least 1")
         self.num_test, self.size, self.seed = num_test, image_size, seed
-        self.channels, self.width = in_chans, 20 + 4 * in_chans  # width: draws per image
+        self.channels, self.width = in_chans, 24 + 4 * in_chans  # width: draws per image
         self._set(num_images, Stream.SHAPES_TRAIN)
 
     def _set(self, num_images: int, stream: Stream) -> None:
@@ -92,11 +92,13 @@ class Shapes(Source):
         outline = each(list(FORMS.values()), self.form[rows.start : rows.stop], across, down) * radius  # in pixels
         inside = np.clip(0.5 - outline, 0, 1)[:, None]  # (n, 1, H, W)
         ground, figure = (texture(x, y, short, u[:, at : at + 7])[:, None] for at in (6, 13))
-        hue, shift, ground_swing, figure_swing = np.split(u[:, 20:], 4, axis=1)  # (n, C, 1, 1)
-        other = hue + 0.4 + 0.2 * shift
-        other -= np.floor(other)  # differs from `hue` by 0.4 at least, in every channel
-        image = hue + (0.3 * ground_swing - 0.15) * ground
-        image += (other + (0.3 * figure_swing - 0.15) * figure - image) * inside
+        level, gap = u[:, 20:21], u[:, 21:22]  # (n, 1, 1, 1)
+        other = level + 0.4 + 0.2 * gap
+        other -= np.floor(other)  # differs from `level` by 0.4 at least
+        tints = 0.1 + 0.8 * np.stack([level, other]) + 0.2 * (np.stack(np.split(u[:, 24:], 4, axis=1)[:2]) - 0.5)
+        swings = 0.24 * (np.stack(np.split(u[:, 24:], 4, axis=1)[2:]) - 0.5)  # (2, n, C, 1, 1)
+        image = tints[0] + swings[0] * ground
+        image += (tints[1] + swings[1] * figure - image) * inside
         return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
