@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_reconstruction import Codes, Oracle, small_model, with_oracle
 from torch import Tensor
 
 from mimkit.errors import UserError
 from mimkit.evaluate.reconstruction import reconstruct
 from mimkit.losses import cross_entropy
 from mimkit.show.colours import fit_components, rgb
-from mimkit.show.curves import draw_curves
+from mimkit.show.curves import draw_curves, running_mean
 from mimkit.show.features import _encode, draw_features
 from mimkit.show.reconstruction import draw_reconstructions
 from mimkit.show.sheet import GAP, LINE, draw_sheet
 from mimkit.types import Target, as_float
+from tests.test_reconstruction import Codes, Oracle, small_model, with_oracle
 
 SCALE = 9  # images of 12 x 20 become tiles of 108 x 180
 
@@ -153,6 +153,11 @@ def test_features_without_a_class_token_have_two_columns(tmp_path: Path, images:
         draw_features(encoder, images, tmp_path / "features.png")
         assert read(tmp_path / "features.png").shape[1] == width(columns)
         assert encoder.training
+
+
+def test_the_running_mean_follows_the_beginning_and_smooths_the_end() -> None:
+    """By hand."""
+    assert running_mean(np.array([1.0, 2.0, 6.0, 7.0, 20.0]), 1).tolist() == [1, 3, 5, 11, 13.5]
 
 
 def test_curves_leave_out_an_unfinished_line(tmp_path: Path) -> None:

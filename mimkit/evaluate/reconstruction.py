@@ -69,9 +69,11 @@ class Reconstruction:
         shift, scale = (spread(values, ~self.mask.hidden, self.grid) for values in (shift, scale))
         return self.prediction * scale + shift
 
-    def neighbours(self) -> Float[Tensor, "B L D"]:
-        """The baseline, on the target's scale: each hidden place is the mean of its nearest visible ones."""
-        return spread(self.target, ~self.mask.hidden, self.grid)
+    def neighbours(self) -> Float[Tensor, "B C H W"]:
+        """The baseline, as images: each hidden place has the mean colour of its nearest visible ones."""
+        h, w = self.grid
+        patches = rearrange(self.images, "b c (h p) (w q) -> b (h w) (p q) c", h=h, w=w)
+        return place_pixels(spread(patches.mean(2), ~self.mask.hidden, self.grid), self.grid, self.images)
 
     def pixels(self, values: Float[Tensor, "B L D"]) -> Float[Tensor, "B C H W"]:
         """Values on the scale of a pixel target as images, clamped to [0, 1]."""
@@ -111,8 +113,8 @@ def reconstruction_scores(model: Model, images: Images, seed: int = 0) -> dict[s
         where the normalizer took each patch's mean and variance, the visible neighbours' are given back.
     mse_true_statistics: the same with each hidden patch's own mean and variance, which no model could know; only where
         there is a normalizer.
-    mse_neighbours: the same of a baseline without a model: each hidden patch is the mean, pixel by pixel, of the
-        visible ones among its 8 neighbours; where there are none, of those in the smallest larger square around it.
+    mse_neighbours: the same of a baseline without a model: each hidden patch has the mean colour of the visible ones
+        among its 8 neighbours; where there are none, of those in the smallest larger square around it.
     r2: share of the variance of the normalised target at the hidden places that the prediction explains, 1 - residual
         sum of squares / sum of squares around the mean patch; 1 is perfect, 0 is the mean patch, negative is worse.
     r2_neighbours: the same of the mean of the neighbours' normalised patches.
@@ -127,12 +129,12 @@ def reconstruction_scores(model: Model, images: Images, seed: int = 0) -> dict[s
         raise UserError("the mask hides nothing: there is no reconstruction to score")
     hidden = place_pixels(found.mask.hidden[..., None], found.grid, found.images)
 
-    def mse(values: Float[Tensor, "B L D"]) -> float:
-        return (found.pixels(values) - found.images)[hidden.expand_as(found.images)].square().mean().item()
+    def mse(images: Float[Tensor, "B C H W"]) -> float:
+        return (images - found.images)[hidden.expand_as(images)].square().mean().item()
 
-    scores = {"mse": mse(found.from_visible())}
+    scores = {"mse": mse(found.pixels(found.from_visible()))}
     if found.per_place:
-        scores["mse_true_statistics"] = mse(found.from_truth())
+        scores["mse_true_statistics"] = mse(found.pixels(found.from_truth()))
     scores["mse_neighbours"] = mse(found.neighbours())
     wanted = found.objective.normalized(found.target)
     baseline = spread(wanted, ~found.mask.hidden, found.grid)

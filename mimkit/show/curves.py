@@ -12,15 +12,16 @@ from mimkit.show.sheet import save
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SMOOTH = 25  # the smoothed loss is the mean of this many-th part of the points
+SMOOTH = 50  # the smoothed loss reaches this many-th part of the points to each side
+SETTLED = 20  # after this many-th part of the run the loss must fit into the panel; the first drop may leave it
 BLUE, ORANGE, GREY = "#2166ac", "#e08214", "0.45"
 
 
 def draw_curves(metrics: Path, path: Path) -> None:
     """Write a PNG, 1200 pixels wide, from a run's metrics.jsonl; an unfinished last line is left out.
 
-    Panels over the optimizer steps: the loss (each logged value thin, running mean thick); the learning rate; where the
-    run has a probe, its scores, with the untrained encoder's as a dashed line.
+    Panels over the optimizer steps: the loss (each logged value thin, running mean thick; the steep beginning may leave
+    the panel); the learning rate; where the run has a probe, its scores, with the untrained encoder's as a dashed line.
     Raises UserError where the file is missing or holds no loss.
     """
     from matplotlib.figure import Figure
@@ -34,6 +35,8 @@ def draw_curves(metrics: Path, path: Path) -> None:
     figure = Figure(figsize=(12, sum(heights) + 0.5), dpi=100, layout="constrained", facecolor="white")
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
     steps = np.array([line["step"] for line in training])
+    last = training[-1]
+    panels[0].set_title(f"step {last['step']}, epoch {last['epoch']:g}", loc="left", fontsize=13)
     _draw_loss(panels[0], steps, np.array([line["loss"] for line in training], dtype=float))
     _draw_rate(panels[1], steps, np.array([line["lr"] for line in training], dtype=float))
     if probes:
@@ -41,20 +44,30 @@ def draw_curves(metrics: Path, path: Path) -> None:
     for panel in panels:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    last = training[-1]
-    title = f"loss {last['loss']:.4g} at step {last['step']}, epoch {last['epoch']:g}"
-    panels[0].set_title(title, loc="left", fontsize=13)
     panels[-1].set_xlabel("optimizer step", fontsize=11)
     save(figure, path)
 
 
 def _draw_loss(panel: "Axes", steps: np.ndarray, loss: np.ndarray) -> None:
-    window = np.ones(max(1, len(loss) // SMOOTH))
-    mean = np.convolve(loss, window, "same") / np.convolve(np.ones_like(loss), window, "same")
-    panel.plot(steps, loss, color=BLUE, linewidth=0.7, alpha=0.45, label="each logged step")
-    panel.plot(steps, mean, color=BLUE, linewidth=2, label=f"mean over {len(window)} logged steps")
+    panel.plot(steps, loss, color=BLUE, linewidth=0.7, alpha=0.45, label=f"as logged, first {loss[0]:.4g}")
+    mean = running_mean(loss, len(loss) // SMOOTH)
+    panel.plot(steps, mean, color=BLUE, linewidth=2, label=f"running mean, last {mean[-1]:.4g}")
+    settled = loss[len(loss) // SETTLED :]
+    settled = settled[np.isfinite(settled)]
+    if len(settled) > 1 and np.ptp(settled) > 0:
+        margin = 0.08 * np.ptp(settled)
+        panel.set_ylim(settled.min() - margin, settled.max() + margin)
     panel.set_ylabel("loss", fontsize=11)
     panel.legend(frameon=False)
+
+
+def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
+    """The mean of each value and of `reach` values on both sides.
+
+    At the beginning of as many as there are, so that a steep one is followed; at the end of those that are there.
+    """
+    reaches = np.minimum(reach, np.arange(len(values)))
+    return np.array([values[i - r : i + r + 1].mean() for i, r in enumerate(reaches)])
 
 
 def _draw_rate(panel: "Axes", steps: np.ndarray, rate: np.ndarray) -> None:
