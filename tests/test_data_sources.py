@@ -222,6 +222,15 @@ def test_16_bit_grey_is_divided_by_257(tmp_path):
     values = np.array([[0, 257, 65535], [128, 129, 32896]], dtype=np.uint16)
     data = encoded(Image.fromarray(values), "PNG")
     np.testing.assert_array_equal(picture(data, tmp_path, 1)[..., 0], [[0, 1, 255], [0, 1, 128]])
+    source = folder.Folder(path=str(tmp_path / "x.png"), value_range=(0, 257))
+    assert source.read(0).flatten().tolist() == [0, 255, 255, 127, 128, 255]
+
+
+def test_float_images_outside_0_to_1_need_a_range(tmp_path):
+    data = encoded(Image.fromarray(np.array([[-1.0, 3.0]], dtype=np.float32)), "TIFF")
+    with pytest.raises(BadImage, match=r"data\.value_range"):
+        picture(data, tmp_path, 1)
+    assert folder.Folder(path=str(tmp_path), value_range=(-1, 3)).read(0).flatten().tolist() == [0, 255]
 
 
 def test_an_animation_gives_its_first_frame(tmp_path):
@@ -494,6 +503,7 @@ def test_survey_says_what_is_there(tmp_path):
     assert "2 classes" in text and "height x width 13x17 to 13x17" in text
     assert found.images == found.looked_at
     assert list(found.bad.values()) in (["the file is empty"], [])
+    assert found.modes == {"RGB": found.looked_at - len(found.bad)}
 
 
 def test_subset_keeps_labels_and_names():

@@ -4,7 +4,7 @@ What stands in a file becomes pixels by these rules:
 - EXIF orientation is not applied (as torchvision's ImageFolder), an animation gives its first frame.
 - CMYK, palette and other colour spaces become RGB, 1-bit becomes grey 0 and 255.
 - Alpha is kept where the encoder reads that many channels; else the image is laid on white.
-- 16-bit grey is divided by 257, float grey in [0, 1] multiplied by 255.
+- 16-bit grey is divided by 257, float grey in [0, 1] multiplied by 255, unless a range of values is given.
 - A file cut short, or with more than `MAX_PIXELS` in its header, is a BadImage, never a grey picture.
 """
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mimkit.data.arrays import to_uint8
+from mimkit.data.arrays import ValueRange, to_uint8
 from mimkit.data.source import BadImage, Picture, Size, to_channels
 
 if TYPE_CHECKING:
@@ -30,12 +30,16 @@ PLAIN_MODES |= {"La": "LA", "RGBa": "RGBA"}
 
 
 class EncodedPicture(Picture):
-    """An image file's bytes. Raises BadImage where the header is not an image's, or tells of too many pixels."""
+    """An image file's bytes.
 
-    def __init__(self, data: bytes):
+    value_range: what becomes 0 and 255 in 16-bit and float images.
+    Raises BadImage where the header is not an image's, or tells of too many pixels.
+    """
+
+    def __init__(self, data: bytes, value_range: ValueRange | None = None):
         import simplejpeg
 
-        self.data = data
+        self.data, self.value_range = data, value_range
         self.jpeg_mode: str | None = None
         if not data:
             raise BadImage("the file is empty")
@@ -46,7 +50,9 @@ class EncodedPicture(Picture):
             except ValueError:
                 pass  # Pillow decides
         if self.jpeg_mode is None:
-            width, height = open_image(data).size
+            image = open_image(data)
+            width, height = image.size
+        self.mode = image.mode if self.jpeg_mode is None else self.jpeg_mode.replace("GRAY", "L")
         if width * height > MAX_PIXELS:
             raise BadImage(f"{width}x{height} pixels are more than {MAX_PIXELS}")
         self.size = (height, width)
@@ -55,7 +61,7 @@ class EncodedPicture(Picture):
         """See Picture. JPEGs are decoded at the smallest of 1/8, 2/8, 3/8 and 4/8 that gives `min_size`."""
         image = self._from_jpeg(min_size) if self.jpeg_mode else None
         if image is None:
-            image = from_pillow(open_image(self.data), in_chans)
+            image = from_pillow(open_image(self.data), in_chans, self.value_range)
         return image if in_chans is None else to_channels(image, in_chans)
 
     def _from_jpeg(self, min_size: Size | None) -> UInt8[Tensor, "C h w"] | None:
@@ -82,7 +88,7 @@ def open_image(data: bytes) -> "Image.Image":
         raise BadImage(f"its header cannot be read ({one_line(error)})") from None
 
 
-def from_pillow(image: "Image.Image", in_chans: int | None) -> UInt8[Tensor, "C h w"]:
+def from_pillow(image: "Image.Image", in_chans: int | None, value_range: ValueRange | None) -> UInt8[Tensor, "C h w"]:
     """Decoded pixels by the rules above. Raises BadImage."""
     from PIL import ImageFile
 
@@ -97,7 +103,7 @@ def from_pillow(image: "Image.Image", in_chans: int | None) -> UInt8[Tensor, "C 
         raise BadImage(f"its pixels cannot be read ({one_line(error)})") from None
     pixels = np.array(plain)
     if plain.mode.startswith(("I", "F")):
-        pixels = to_uint8(pixels, (0, 65535) if plain.mode.startswith("I") else (0, 1))
+        pixels = to_uint8(pixels, value_range or ((0, 65535) if plain.mode.startswith("I") else None))
     return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
 
 

@@ -19,9 +19,14 @@ class BadImage(Exception):
 
 
 class Picture:
-    """One image whose size is known and whose pixels are not decoded yet. `size`: height and width in pixels."""
+    """One image whose header is read and whose pixels are not decoded yet.
+
+    size: height and width in pixels.
+    mode: what a pixel is, by Pillow's names ("L", "RGB", "I;16"), or "12 channels".
+    """
 
     size: Size
+    mode: str
 
     def pixels(self, in_chans: int | None = None, min_size: Size | None = None) -> UInt8[Tensor, "C h w"]:
         """The whole image.
@@ -40,6 +45,7 @@ class Pixels(Picture):
     def __init__(self, image: UInt8[Tensor, "C H W"]):
         self.image = image
         self.size = (image.shape[1], image.shape[2])
+        self.mode = {1: "L", 3: "RGB"}.get(image.shape[0], f"{image.shape[0]} channels")
 
     def pixels(self, in_chans: int | None = None, min_size: Size | None = None) -> UInt8[Tensor, "C h w"]:
         """The image at its full size; raises BadImage where it cannot have `in_chans` channels."""

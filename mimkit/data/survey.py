@@ -1,5 +1,6 @@
 """A look through the data before a run: what is there, and what is wrong with it."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ class Survey:
     images: their number. looked_at: how many headers were read.
     labelled: images with a label. classes: names, or None. largest, smallest: class name and number of its images.
     sizes: smallest, median and largest height and width (each by itself).
+    modes: what pixels are, and in how many of the images looked at: {"RGB": 197, "L": 3}.
     bad: {file: reason}.
     """
 
@@ -29,6 +31,7 @@ class Survey:
     smallest: tuple[str, int] | None
     largest: tuple[str, int] | None
     sizes: tuple[Size, Size, Size] | None
+    modes: dict[str, int]
     bad: dict[str, str]
 
     def __str__(self) -> str:
@@ -39,6 +42,7 @@ class Survey:
         if self.sizes:
             smallest, median, largest = (f"{height}x{width}" for height, width in self.sizes)
             lines.append(f"height x width {smallest} to {largest}, median {median} ({self.looked_at} looked at)")
+            lines.append("pixels: " + ", ".join(f"{mode} {count}" for mode, count in self.modes.items()))
         if self.bad:
             lines.append(f"{len(self.bad)} of {self.looked_at} cannot be read:")
             lines += [f"  {file}: {reason}" for file, reason in list(self.bad.items())[:EXAMPLES]]
@@ -54,10 +58,13 @@ def survey(data: Data) -> dict[str, Survey]:
 def survey_source(source: Source) -> Survey:
     """What a source holds, from up to 2 000 headers."""
     sizes, bad = [], {}
+    modes: Counter[str] = Counter()
     sample = np.sort(permutation(0, 0, len(source))[:HEADERS])
     for index in sample.tolist():
         try:
-            sizes.append(source.open(index).size)
+            picture = source.open(index)
+            sizes.append(picture.size)
+            modes[picture.mode] += 1
         except BadImage as error:
             bad[source.describe(index)] = str(error)
     smallest = largest = None
@@ -72,6 +79,7 @@ def survey_source(source: Source) -> Survey:
         smallest=smallest,
         largest=largest,
         sizes=extremes(np.array(sizes)) if sizes else None,
+        modes=dict(modes.most_common()),
         bad=bad,
     )
 

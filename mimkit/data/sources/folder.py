@@ -23,7 +23,8 @@ class Folder(Source):
     path: the folder, or one image file.
     labels: auto (folders are classes where all images lie in two or more of them), none, or a CSV file with the
         columns file,label; the files relative to `path`.
-    value_range: what becomes 0 and 255 in .npy files; default: (0, 65535) for uint16, (0, 1) for floats.
+    value_range: what becomes 0 and 255 in arrays and in 16-bit and float images; default: (0, 65535) for 16 bits,
+        (0, 1) for floats.
     """
 
     def __init__(self, *, path: str, labels: str = "auto", value_range: ValueRange | None = None):
@@ -81,7 +82,7 @@ class Folder(Source):
                     torch.from_numpy(np.ascontiguousarray(to_uint8(channels_first(values), self.value_range)))
                 )
             with open(path, "rb") as file:  # noqa: PTH123 (this is the hot path)
-                return EncodedPicture(file.read())
+                return EncodedPicture(file.read(), self.value_range)
         except OSError as error:
             raise BadImage(f"the file cannot be read: {error.strerror or error}") from None
         except ValueError as error:
