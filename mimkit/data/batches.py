@@ -1,6 +1,7 @@
 """The endless stream of training batches, the same for any number of workers and from any step on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from math import ceil
 
@@ -29,7 +30,7 @@ class Batches:
     batch_size: images per step of this rank; a step of all ranks takes world_size times as many.
     crop: random resized crop and flip.
     seed: of the order and the crops.
-    workers: processes that decode; 0 decodes in this one.
+    workers: processes that decode; 0 decodes in this one, on as many threads as torch has.
     rank, world_size: this process takes its part of each step's images.
     max_bad: fraction of the images that may be unreadable, rounded up to whole images; beyond it UserError stops.
     on_bad: called once per unreadable image with its file and the reason.
@@ -104,6 +105,7 @@ class Batches:
                 )
             )
         else:
+            steps.map = ThreadPoolExecutor(torch.get_num_threads()).map
             loader = (steps[step] for step in count(start))
         while True:
             try:
@@ -156,8 +158,11 @@ class Plan:
 class DecodedSteps(Dataset[tuple[Tensor | None, Bad]]):
     """The batches by global step: images (B, C, H, W) uint8, and the bad images met on the way.
 
-    None in place of the images where no replacement could be read.
+    None in place of the images where no replacement could be read. `map`: how the images of a batch are worked through,
+    as the builtin: one after another, as suits a worker process.
     """
+
+    map: Callable[[Callable[[int], bool], Iterable[int]], Iterable[bool]] = map
 
     def __init__(self, source: Source, plan: Plan, crop: RandomCrop, size: Size, in_chans: int, allowed_bad: int):
         self.source, self.plan, self.crop, self.size, self.in_chans = source, plan, crop, size, in_chans
@@ -168,12 +173,14 @@ class DecodedSteps(Dataset[tuple[Tensor | None, Bad]]):
         epoch, samples = self.plan.samples(step)
         bad: Bad = {}
         images = torch.empty((len(samples), self.in_chans, *self.size), dtype=torch.uint8)
-        for row, sample in enumerate(samples.tolist()):
-            image = self._sample(epoch, sample, bad)
-            if image is None:
-                return None, bad
-            images[row] = image
-        return images, bad
+
+        def fill(row: int) -> bool:
+            image = self._sample(epoch, int(samples[row]), bad)
+            if image is not None:
+                images[row] = image
+            return image is not None
+
+        return (images if all(self.map(fill, range(len(samples)))) else None), bad
 
     def _sample(self, epoch: int, sample: int, bad: Bad) -> UInt8[Tensor, "C H W"] | None:
         """The sample's crop, or that of the first readable replacement."""

@@ -44,7 +44,7 @@ def views(
             return index, str(error)
         return None
 
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         failed = dict(failure for failure in threads.map(fill, range(len(indices))) if failure)
     if failed and bad is None:
         index, reason = next(iter(failed.items()))
