@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 TINY: dict[str, Any] = {
     "method": "tiny",
     "image_size": 16,
@@ -47,4 +48,6 @@ def tiny_file(tmp_path: Path, tiny: dict[str, Any]) -> Path:
 def command(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run `mimkit …` as a user would, in a process of its own."""
     words = [sys.executable, "-m", "mimkit", *map(str, arguments)]
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        words, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False, env=os.environ | ONE_THREAD
+    )

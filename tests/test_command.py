@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mimkit import strict_yaml
-from tests.conftest import command
+from tests.conftest import ONE_THREAD, command
 
 MISTAKES = {
     "unknown command": ("trian",),
@@ -124,8 +124,9 @@ def test_two_embeddings_of_the_same_images_are_bit_equal(place: Path) -> None:
 
 def start(place: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "mimkit", "train", *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [sys.executable, "-m", "mimkit", "train", *words],
+        cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | ONE_THREAD,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -17,7 +17,8 @@ from mimkit.train.optim import Schedule, build_optimizer
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     newest = run / "checkpoints" / (run / "checkpoints" / "last").read_text().strip()
-    return load_file(newest / "model.safetensors") | load_file(newest / "optimizer.safetensors")
+    loaded = load_file(newest / "model.safetensors") | load_file(newest / "optimizer.safetensors")
+    return {name: tensor.clone() for name, tensor in loaded.items()}  # the file is mapped, and may change
 
 
 def losses(run: Path) -> list[tuple[int, float]]:

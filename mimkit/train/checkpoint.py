@@ -128,4 +128,4 @@ def _load_optimizer(saved: dict[str, Tensor], model: nn.Module, optimizer: torch
     for key, value in saved.items():
         name, entry = key.rsplit("|", 1)
         device = named[name].device if entry != "step" or named[name].is_cuda else "cpu"
-        optimizer.state[named[name]][entry] = value.to(device)
+        optimizer.state[named[name]][entry] = value.to(device, copy=True)  # not the mapped file

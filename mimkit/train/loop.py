@@ -203,7 +203,8 @@ def draw(run: Run) -> None:
 
     images = sample_views(run.data, run.model.encoder, PICTURES)
     draw_reconstructions(run.model, images, run.folder / "pictures" / "reconstruction.png")
-    draw_curves(run.folder / "metrics.jsonl", run.folder / "pictures" / "loss.png")
+    if run.done or run.step >= run.recipe.train.log_every:
+        draw_curves(run.folder / "metrics.jsonl", run.folder / "pictures" / "loss.png")
 
 
 def finish(run: Run, exit_reason: str) -> dict[str, Any]:

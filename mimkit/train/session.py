@@ -60,7 +60,7 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
     torch.manual_seed(recipe.seed)
     model = build(recipe).to(device).train()
     encoder = model.encoder
-    data = open_data(recipe.data.name, recipe.data.options, encoder.image_size, encoder.in_chans, recipe.seed)
+    data = open_data(recipe.data.name, recipe.data.options, encoder.image_size, encoder.in_chans)
     batches = Batches(
         data.train,
         encoder.image_size,
