@@ -43,12 +43,13 @@ def train(
     The run's folder takes recipe.yaml, metrics.jsonl, checkpoints/, pictures/, encoder.safetensors and summary.json.
     Ctrl-C or SIGTERM saves and leaves with 75; --resume then goes on, bit for bit.
     """
-    from mimkit.recipe import load_recipe
+    from mimkit.recipe import draft
     from mimkit.train.run import choose_folder
 
     load_plugins(plugin)
-    checked = load_recipe(recipe, overrides or ())
-    folder = choose_folder(out, checked.method, resume)
+    drafted = draft(recipe, overrides or ())
+    folder = choose_folder(out, drafted.method, resume)
+    checked = drafted.recipe()
 
     from mimkit.train.loop import train as run
 

@@ -93,6 +93,7 @@ def _set(tree: dict[str, Any], places: dict[Path, str], path: Path, value: Any, 
             inner = {"name": inner}
         if inner is None:
             inner = {}
+            places[path[: number + 1]] = f"override '{text}'"
         if not isinstance(inner, dict):
             raise UserError(f"override '{text}': '{'.'.join(path[: number + 1])}' holds a value, not options")
         parent[key] = inner

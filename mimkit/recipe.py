@@ -7,8 +7,10 @@ from typing import Any
 
 import mimkit
 from mimkit import overrides, registry, schema, strict_yaml
+from mimkit.data.kinds import kind_of
 from mimkit.errors import UserError, nearest
-from mimkit.overrides import OBJECTIVE_ROLES, MAIN
+from mimkit.geometry import Size, grid_of
+from mimkit.overrides import MAIN, OBJECTIVE_ROLES
 from mimkit.settings import BatchSettings, OptimSettings, ProbeSettings, TrainSettings
 
 KEYS = (
@@ -41,7 +43,7 @@ class Recipe:
     """Everything that determines a run, checked and complete. The objective that is written flat is named `main`."""
 
     method: str
-    image_size: tuple[int, int]
+    image_size: Size
     encoder: Choice
     mask: Choice
     objectives: dict[str, ObjectiveChoice]
@@ -68,6 +70,14 @@ def load_recipe(source: str | Path | Mapping[str, Any], given: Sequence[str] = (
 
     Raises UserError with one line per mistake.
     """
+    return draft(source, given).recipe()
+
+
+def draft(source: str | Path | Mapping[str, Any], given: Sequence[str] = ()) -> "Draft":
+    """A recipe of which all that needs no component's code is checked: most mistakes are told before torch is loaded.
+
+    Raises UserError with one line per mistake.
+    """
     if isinstance(source, Mapping):
         tree, places = strict_yaml.read(strict_yaml.dump(_lists(dict(source))), "recipe")
         places = dict.fromkeys(places, "recipe")
@@ -79,7 +89,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], given: Sequence[str] = (
             raise UserError(f"recipe {path} cannot be read: {error}") from error
         tree, places = strict_yaml.read(text, str(path))
     overrides.apply(tree, places, given)
-    return _Checker(tree, places).recipe()
+    return Draft(tree, places)
 
 
 def shipped() -> dict[str, Path]:
@@ -100,37 +110,38 @@ def _path(source: str | Path) -> Path:
     return known[str(source)]
 
 
-class _Checker:
-    """Turns a tree into a Recipe and collects every mistake on the way."""
+class Draft:
+    """A recipe on its way from a tree to a `Recipe`; collects every mistake on the way."""
 
     def __init__(self, tree: dict[str, Any], places: dict[strict_yaml.Path, str]):
         self.tree, self.places, self.problems = tree, places, list[str]()
-
-    def recipe(self) -> Recipe:
-        """The recipe; what needs no component's code is checked first, so that most mistakes are told at once."""
-        for key in self.tree.keys() - set(KEYS):
+        for key in tree.keys() - set(KEYS):
             self.problems.append(
                 f"{self.place((key,))}: a recipe has no key '{key}'{nearest(key, KEYS) or ';'} Keys: {', '.join(KEYS)}."
             )
-        parts: dict[str, Any] = {
-            "method": self.value("method", str),
-            "image_size": self.image_size(),
+        self.method = self.value("method", str)
+        self.image_size = self.size()
+        self.sections = {
             "optim": self.section("optim", OptimSettings),
             "train": self.section("train", TrainSettings),
             "probe": self.section("probe", ProbeSettings),
             "seed": self.value("seed", int, 0),
             "batches": self.batches(),
         }
-        self.consistency(parts)
+        self.names()
+        self.consistency(self.sections)
         self.stop_if_wrong()
-        parts |= {
+
+    def recipe(self) -> Recipe:
+        """The recipe, its components' options checked against their signatures."""
+        parts = {
             "data": self.source(),
             "encoder": self.choice("encoder", ("encoder",)),
             "mask": self.choice("mask", ("mask",)),
             "objectives": self.objectives(),
         }
         self.stop_if_wrong()
-        return Recipe(**parts)
+        return Recipe(method=self.method, image_size=self.image_size, **self.sections, **parts)
 
     def stop_if_wrong(self) -> None:
         """Raise UserError with all mistakes found so far."""
@@ -152,13 +163,31 @@ class _Checker:
             self.problems.append(f"{self.place((key,))}: {key} {error}")
             return None
 
-    def image_size(self) -> Any:
+    def size(self) -> Any:
         size = self.tree.get("image_size")
         pair = [size, size] if isinstance(size, int) else size
         if isinstance(pair, list) and len(pair) == 2 and all(type(side) is int and side > 0 for side in pair):
             return tuple(pair)
         self.problems.append(f"{self.place(('image_size',))}: image_size should be pixels, 224 or [height, width]")
         return None
+
+    def names(self) -> None:
+        """Note components that do not exist and options that theirs do not have, as far as their source text tells."""
+        for role in ("encoder", "mask", *OBJECTIVE_ROLES):
+            given = overrides.section(self.tree, (role,))
+            given = {"name": given} if isinstance(given, str) else given
+            name = given.get("name") if isinstance(given, dict) else None
+            if not isinstance(given, dict) or not isinstance(name, str):
+                continue
+            if name not in registry.names(role):
+                self.problems.append(f"{self.place((role, 'name'))}: {registry.unknown(role, name)}")
+            elif (known := registry.written_options(role, name)) is not None:
+                for option in given.keys() - {"name", *known}:
+                    self.problems.append(schema.no_option(self.place((role, option)), f"{role} '{name}'", option, known))
+        try:
+            kind_of(str(self.data_section()["name"]))
+        except UserError as error:
+            self.problems.append(f"{self.place(('data', 'name'))}: {error}")
 
     def choice(self, role: str, path: strict_yaml.Path, default: str | None = None) -> Choice | None:
         """The component chosen at `path`, with its options checked; None (and a problem noted) if that fails."""
@@ -234,15 +263,9 @@ class _Checker:
 
     def source(self) -> Choice | None:
         """The part of `data` that says where images come from: a source's name or a path, and the source's options."""
-        from mimkit.data.open import source_class
-
         section, ours = self.data_section(), registry.options(BatchSettings)
         name = str(section["name"])
-        try:
-            component = source_class(name)
-        except UserError as error:
-            self.problems.append(f"{self.place(('data', 'name'))}: {error}")
-            return None
+        component = registry.find("data", kind_of(name))
         facts = registry.ROLES["data"].facts | (set() if name in registry.names("data") else {"path"})
         given = {key: value for key, value in section.items() if key != "name" and key not in ours}
         values, problems = schema.check(
@@ -263,6 +286,12 @@ class _Checker:
                 f"{self.place(('train', 'accumulate'))}: train.accumulate={train.accumulate} "
                 f"must divide data.batch_size={batches.batch_size}"
             )
+        patch_size = overrides.section(self.tree, ("encoder", "patch_size"))
+        if self.image_size and type(patch_size) is int and patch_size > 0:
+            try:
+                grid_of(self.image_size, patch_size)
+            except UserError as error:
+                self.problems.append(f"{self.place(('image_size',))}: {error}")
         if batches and (batches.crop_scale[0] > batches.crop_scale[1] or batches.crop_ratio[0] > batches.crop_ratio[1]):
             self.problems.append(f"{self.place(('data',))}: crop_scale and crop_ratio are [lowest, highest]")
 

@@ -5,6 +5,7 @@ lines each, share a file and are named by themselves. Third parties add theirs b
 (`mimkit.encoders|masks|heads|targets|normalizers|losses|data`) or by a file given with `--plugin`.
 """
 
+import ast
 import inspect
 import re
 import sys
@@ -12,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -86,8 +88,29 @@ def find(role: str, name: str) -> type:
         except Exception as error:
             raise UserError(f"the installed {role} '{name}' cannot be imported: {error!r}") from error
         return _component(role, found) if isinstance(found, ModuleType) else found
-    hint = "; a plug-in's component needs --plugin FILE.py" if role != "data" else ""
-    raise UserError(f"unknown {role} '{name}'{nearest(name, names(role))} Known: {', '.join(names(role))}{hint}.")
+    raise UserError(unknown(role, name))
+
+
+def unknown(role: str, name: str) -> str:
+    """What to say of a name that no component has."""
+    hint = nearest(name, names(role)) or ";"
+    return f"unknown {role} '{name}'{hint} Known: {', '.join(names(role))}; a plug-in's component needs --plugin FILE.py."
+
+
+def written_options(role: str, name: str) -> list[str] | None:
+    """Names of a component's options as its source text has them, without importing it (torch takes a second or two).
+
+    None where the text does not tell: a plug-in, or a constructor that is inherited.
+    """
+    if name not in _shipped(role):
+        return None
+    home = ROLES[role].home
+    one_each = _spec(home).submodule_search_locations is not None
+    classes = _written_classes(f"{home}.{name}" if one_each else home)
+    for part in next(iter(classes.values())).body if one_each else classes[name].body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            return [each.arg for each in part.args.kwonlyargs if each.arg not in ROLES[role].facts]
+    return None
 
 
 def options(component: Callable[..., Any], facts: frozenset[str] = frozenset()) -> dict[str, Option]:
@@ -135,10 +158,22 @@ def load_plugin(path: str | Path) -> None:
 
 @cache
 def _shipped(role: str) -> frozenset[str]:
-    home = import_module(ROLES[role].home)
-    if _is_package(home):
-        return frozenset(m.name for m in iter_modules(home.__path__) if not m.name.startswith("_"))
-    return frozenset(_public_classes(role, home))
+    places = _spec(ROLES[role].home).submodule_search_locations
+    if places is not None:
+        return frozenset(module.name for module in iter_modules(places) if not module.name.startswith("_"))
+    return frozenset(_written_classes(ROLES[role].home))
+
+
+def _spec(module: str) -> ModuleSpec:
+    spec = find_spec(module)
+    assert spec is not None, module
+    return spec
+
+
+def _written_classes(module: str) -> dict[str, ast.ClassDef]:
+    """The public classes of a module's source text, which is not run."""
+    tree = ast.parse(Path(str(_spec(module).origin)).read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")}
 
 
 @cache

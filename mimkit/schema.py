@@ -3,7 +3,7 @@
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -29,9 +29,7 @@ def check(
     problems = []
     for name, value in given.items():
         if name not in known:
-            takes = ", ".join([*known, *also]) or "no options"
-            hint = nearest(name, [*known, *also]) or ";"
-            problems.append(f"{place(name)}: {what} has no option '{name}'{hint} It takes: {takes}.")
+            problems.append(no_option(place(name), what, name, [*known, *also]))
             continue
         try:
             values[name] = typed(value, known[name].annotation)
@@ -44,6 +42,12 @@ def check(
             else:
                 values[name] = option.default
     return {name: values[name] for name in known if name in values}, problems
+
+
+def no_option(place: str, what: str, name: str, known: Sequence[str]) -> str:
+    """What to say of an option that `what` does not have."""
+    takes = ", ".join(known) or "no options"
+    return f"{place}: {what} has no option '{name}'{nearest(name, known) or ';'} It takes: {takes}."
 
 
 def typed(value: Any, annotation: Any) -> Any:

@@ -7,7 +7,6 @@ order, `V` places that the encoder is fed, `P` predicted places, `N` tokens incl
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from einops import rearrange
@@ -15,10 +14,10 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
+from mimkit.geometry import Feed as Feed
+from mimkit.geometry import Size as Size
 
 Images = Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]
-Size = tuple[int, int]
-Feed = Literal["visible", "all"]
 
 
 @dataclass(frozen=True)

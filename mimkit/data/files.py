@@ -8,6 +8,8 @@ import numpy as np
 
 from mimkit.errors import UserError
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+
 
 class Paths:
     """Many relative paths in two arrays: small, and shared by forked workers without copies."""

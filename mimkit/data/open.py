@@ -3,16 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mimkit import registry
-from mimkit.data.decode import EXTENSIONS
-from mimkit.data.files import walk, what_lies_in
+from mimkit.data.kinds import kind_of
 from mimkit.data.source import Size, Source
-from mimkit.errors import UserError, nearest
+from mimkit.errors import UserError
 
 HELD_OUT = 10  # one image in so many is a test image where there are labels but no test images
 
@@ -46,12 +44,9 @@ def open_source(name: str, options: Mapping[str, Any], image_size: Size, in_chan
     Raises UserError.
     """
     facts = {"image_size": image_size, "in_chans": in_chans}
-    named = name in registry.names("data")
+    kind = kind_of(name)
     try:
-        if named:
-            source = registry.build("data", name, options, facts)
-        else:
-            source = registry.build("data", kind_of(name), {"path": name, **options}, facts)
+        source = registry.build("data", kind, options if kind == name else {"path": name, **options}, facts)
     except PermissionError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
     assert isinstance(source, Source)
@@ -69,54 +64,3 @@ def hold_out(source: Source) -> tuple[Source, Source | None]:
     if not held.any() or held.all():
         return source, None
     return source.subset(np.flatnonzero(~held)), source.subset(np.flatnonzero(held))
-
-
-def source_class(name: str) -> type[Source]:
-    """The class of the source `name`, or the one that reads what lies at the path `name`. Raises UserError."""
-    found = registry.find("data", name if name in registry.names("data") else kind_of(name))
-    assert issubclass(found, Source)
-    return found
-
-
-def kind_of(path: str) -> str:
-    """The name of the source that reads what lies at `path`. Raises UserError where nothing does."""
-    try:
-        if Path(path).is_dir():
-            kinds = (kind_of_file(file) for file in walk(path))
-            kind = next((kind for kind in kinds if kind), None)
-            if kind is None:
-                raise UserError(f"no images in {path}: found {what_lies_in(path)}; read are {readable()}")
-            return "folder" if kind == "array" else kind
-        if not Path(path).exists():
-            raise UserError(f"there is no data at '{path}'{near_miss(path)}")
-    except PermissionError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
-    kind = kind_of_file(path)
-    if kind is None:
-        raise UserError(f"{path} is not data that can be read; read are folders and {readable()}")
-    return kind
-
-
-def kind_of_file(path: str) -> str | None:
-    """The source that a file's extension speaks of."""
-    extension = Path(path).suffix.lower()
-    if extension in EXTENSIONS:
-        return "folder"
-    return {".parquet": "parquet", ".npy": "array", ".npz": "array"}.get(extension)
-
-
-def readable() -> str:
-    """The extensions that are read."""
-    return " ".join((*EXTENSIONS, ".npy .npz .parquet"))
-
-
-def near_miss(path: str) -> str:
-    """What the user may have meant: a sibling of the path, or a source's name."""
-    parent = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
-    missing = Path(path).absolute().relative_to(parent).parts[0]
-    here = [entry.name for entry in parent.iterdir()]
-    guess = nearest(missing, here)
-    if guess:
-        return guess
-    sources = registry.names("data")
-    return nearest(path, sources) or f"; data takes a path or one of {', '.join(sources)}"

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
+from mimkit.geometry import grid_of
 from mimkit.transformer import init_xavier, sincos_positions
 from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardize, gather_places
 
@@ -65,7 +66,7 @@ class ViT(Encoder):
         named = SIZES[size]
         self.embed_dim, self.num_layers, num_heads = embed_dim or named[0], depth or named[1], num_heads or named[2]
         self.image_size, self.patch_size, self.in_chans = image_size, patch_size, in_chans
-        self.grid = _grid(image_size, patch_size)
+        self.grid = grid_of(image_size, patch_size)
         if self.embed_dim % num_heads or (pos_embed == "sincos" and self.embed_dim % 4):
             raise UserError(f"encoder.embed_dim={self.embed_dim} must be divisible by num_heads={num_heads} and by 4")
         from timm.models.vision_transformer import VisionTransformer
@@ -148,12 +149,3 @@ class ViT(Encoder):
             tokens = torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
         return tokens + positions
 
-
-def _grid(image_size: Size, patch_size: int) -> Size:
-    if image_size[0] % patch_size or image_size[1] % patch_size:
-        fits = [n for n in range(4, 33) if not (image_size[0] % n or image_size[1] % n)]
-        raise UserError(
-            f"image_size {image_size[0]}x{image_size[1]} is not divisible by encoder.patch_size={patch_size}; "
-            f"patch sizes that fit: {', '.join(map(str, fits)) or 'none'}"
-        )
-    return image_size[0] // patch_size, image_size[1] // patch_size

@@ -6,7 +6,6 @@ sha256 of each); the file `checkpoints/last` names the newest. No pickle is writ
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
+from mimkit.train.run import fsync, write_atomically
 
 
 def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> None:
@@ -31,8 +31,8 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
         manifest = {path.name: _fingerprint(path) for path in sorted(beside.iterdir())}
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in beside.iterdir():
-            _fsync(path)
-        _fsync(beside)
+            fsync(path)
+        fsync(beside)
         beside.rename(final)
     write_atomically(folder / "last", final.name + "\n")
     for old in _folders(folder)[keep:]:
@@ -76,14 +76,6 @@ def load_model(path: Path, model: nn.Module) -> None:
     model.load_state_dict(saved)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, whole."""
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(text, encoding="utf-8")
-    _fsync(beside)
-    beside.replace(path)
-
-
 def _folders(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
     return sorted(folder.glob("step-*"), reverse=True)
@@ -100,14 +92,6 @@ def _verified(path: Path) -> bool:
         return bool(manifest) and all(_fingerprint(path / name) == seen for name, seen in manifest.items())
     except (OSError, ValueError):
         return False
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

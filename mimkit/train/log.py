@@ -7,8 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mimkit.train.checkpoint import write_atomically
-from mimkit.train.run import read_metrics
+from mimkit.train.run import read_metrics, write_atomically
 
 PLAIN_EVERY = 10.0  # seconds between lines where the output is no terminal
 

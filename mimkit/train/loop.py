@@ -17,7 +17,7 @@ from mimkit.recipe import Recipe
 from mimkit.train import checkpoint
 from mimkit.train.log import Clock, Progress
 from mimkit.train.memory import keep_large_blocks
-from mimkit.train.run import read_metrics
+from mimkit.train.run import read_metrics, write_atomically
 from mimkit.train.session import Run, prepare
 from mimkit.train.signals import StopRequest
 from mimkit.weights.handover import save_encoder
@@ -229,5 +229,5 @@ def finish(run: Run, exit_reason: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "encoder_parameters": sum(p.numel() for p in run.model.encoder.parameters()),
     }
-    checkpoint.write_atomically(run.folder / "summary.json", json.dumps(summary, indent=1))
+    write_atomically(run.folder / "summary.json", json.dumps(summary, indent=1))
     return summary

@@ -12,7 +12,6 @@ from typing import Any
 import mimkit
 from mimkit.errors import UserError
 from mimkit.recipe import Recipe, load_recipe
-from mimkit.train.checkpoint import write_atomically
 
 FREE_ON_RESUME = {  # what may differ when a run goes on: it changes no number of the training
     ("data", "workers"),
@@ -78,6 +77,23 @@ def _leaves(recipe: Recipe) -> dict[tuple[str, ...], Any]:
         return {leaf: item for key, inner in value.items() for leaf, item in walk(inner, (*path, key)).items()}
 
     return walk(strict_yaml.read(recipe.to_yaml(), "recipe")[0], ())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, whole."""
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text(text, encoding="utf-8")
+    fsync(beside)
+    beside.replace(path)
+
+
+def fsync(path: Path) -> None:
+    """Wait until the file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def environment(seed: int) -> dict[str, Any]:

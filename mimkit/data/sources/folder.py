@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from mimkit.data.arrays import ValueRange, channels_first, to_uint8
-from mimkit.data.decode import EXTENSIONS, EncodedPicture
-from mimkit.data.files import Paths, list_files, what_lies_in
+from mimkit.data.decode import EncodedPicture
+from mimkit.data.files import EXTENSIONS, Paths, list_files, what_lies_in
 from mimkit.data.source import BadImage, Picture, Pixels, Source
 from mimkit.errors import UserError, nearest
 

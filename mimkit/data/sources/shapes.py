@@ -164,4 +164,4 @@ def noise(x: Plane, y: Plane, key: PerImage) -> Plane:
     return ((hashed ^ (hashed >> 16)) & 0xFFFF).astype(np.float32) * np.float32(2 / 65535) - 1
 
 
-TEXTURES = (flat, gradient, stripes, checker, noise)
+TEXTURES = (flat, flat, flat, gradient, stripes, checker, noise)  # flat more often, so that outlines stand out

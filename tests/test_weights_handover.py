@@ -1,0 +1,181 @@
+"""The hand-over by round trip; damaged, foreign and hostile files are refused in one line and run nothing."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mimkit
+from mimkit.encoders.vit import ViT
+from mimkit.errors import UserError
+from mimkit.types import Encoder, Features
+from mimkit.weights.files import read_weights, write_atomically
+from mimkit.weights.handover import save_encoder
+
+OPTIONS = {
+    "size": "base", "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 4.0, "patch_size": 5, "in_chans": 4,
+    "class_token": True, "pos_embed": "sincos", "pos_first": "row", "drop_path": 0.3,
+    "mean": (0.1, 0.2, 0.3, 0.4), "std": (0.5, 0.6, 0.7, 0.8),
+}  # fmt: skip
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(2)
+    return ViT(image_size=(35, 55), feed="all", **OPTIONS)
+
+
+@pytest.fixture
+def folder(tmp_path, encoder):
+    save_encoder(tmp_path, encoder, "vit", OPTIONS)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["", "encoder.safetensors"])
+def test_a_saved_encoder_comes_back_frozen_and_equal(folder, encoder, name):
+    """By round trip, from the folder and from the file: equal features, no gradient, no masking, eval mode."""
+    images = torch.rand(2, 4, 35, 55)
+    back = mimkit.load(folder / name)
+    features, wanted = back(images), encoder.eval()(images)
+    assert isinstance(back, Encoder) and isinstance(features, Features)
+    assert torch.equal(features.sequence, wanted.sequence)
+    assert not back.training and not any(p.requires_grad for p in back.parameters())
+    assert back.mask_token is None
+    assert (features.tokens.shape, features.cls.shape, features.pooled.shape) == ((2, 77, 24), (2, 24), (2, 24))
+
+
+def test_the_files_hold_timms_names_and_all_options(folder, encoder):
+    """By comparison with timm's state dict; nothing else is left in the folder."""
+    saved = load_file(folder / "encoder.safetensors")
+    assert saved.keys() == encoder.timm_model.state_dict().keys()
+    told = json.loads((folder / "encoder.json").read_text())
+    assert told == {
+        "format": 1,
+        "encoder": "vit",
+        "options": OPTIONS | {"mean": [0.1, 0.2, 0.3, 0.4], "std": [0.5, 0.6, 0.7, 0.8]},
+        "image_size": [35, 55],
+        "mimkit": mimkit.__version__,
+    }
+    assert {path.name for path in folder.iterdir()} == {"encoder.json", "encoder.safetensors"}
+
+
+def test_tied_and_expanded_tensors_can_be_saved(tmp_path, encoder):
+    """By round trip of tensors that share memory."""
+    encoder.timm_model.blocks[1].norm1.weight = encoder.timm_model.blocks[0].norm1.weight
+    encoder.timm_model.blocks[0].mlp.fc1.weight.data = torch.rand(24).expand(96, 24)
+    save_encoder(tmp_path, encoder, "vit", OPTIONS)
+    images = torch.rand(1, 4, 35, 55)
+    assert torch.equal(mimkit.load(tmp_path)(images).sequence, encoder.eval()(images).sequence)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    """By injection of an error in the middle of writing."""
+    path = tmp_path / "encoder.json"
+    path.write_text("old")
+
+    def fail(beside):
+        beside.write_text("half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def change(folder, **entries):
+    path = folder / "encoder.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+MISTAKES = {
+    "missing folder": (lambda f: None, "nowhere", "no such run folder or weights file"),
+    "no encoder yet": (lambda f: (f / "empty").mkdir(), "empty", "holds no encoder.safetensors"),
+    "no description": (lambda f: (f / "encoder.json").unlink(), "", "mimkit.load_official"),
+    "cut weights": (lambda f: os.truncate(f / "encoder.safetensors", 3000), "", "damaged"),
+    "empty weights": (lambda f: os.truncate(f / "encoder.safetensors", 0), "", "damaged"),
+    "cut description": (lambda f: os.truncate(f / "encoder.json", 40), "", "encoder.json is damaged"),
+    "description of something else": (lambda f: (f / "encoder.json").write_text("[1]"), "", "encoder.json is damaged"),
+    "newer format": (lambda f: change(f, format=2), "", "has format 2"),
+    "unknown encoder": (lambda f: change(f, encoder="vitt"), "", "did you mean 'vit'?"),
+    "unknown option": (lambda f: change(f, options={"depht": 2}), "", "did you mean 'depth'?"),
+    "other size": (lambda f: change(f, image_size=[35, 50]), "", "'pos_embed' is (1, 78, 24) there and (1, 71, 24)"),
+    "other tensors": (
+        lambda f: save_file({"a": torch.ones(1)}, f / "encoder.safetensors"), "", "'a' is (1,) there and absent"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_cannot_be_loaded_is_told_in_one_line(folder, mistake):
+    """The user's mistake, or a damaged file."""
+    damage, name, told = MISTAKES[mistake]
+    damage(folder)
+    with pytest.raises(UserError) as error:
+        mimkit.load(folder / name)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch ran-code",)
+
+
+@pytest.mark.parametrize("wrapped", [lambda state: state, lambda state: {"state_dict": {"module": state}, "epoch": 3}])
+@pytest.mark.parametrize("suffix", [".pth", ".bin", ".safetensors"])
+def test_weights_are_taken_out_of_their_wrapping(tmp_path, wrapped, suffix):
+    """By round trip."""
+    state, path = {"a.weight": torch.rand(2, 3), "b": torch.rand(5)}, tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(wrapped(state), path)
+    back = read_weights(path)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (lambda p: p.write_bytes(pickle.dumps(Hostile())), "damaged"),
+        (lambda p: torch.save({"model": Hostile()}, p), "damaged"),
+        (lambda p: torch.save({"model": Hostile()}, p, _use_new_zipfile_serialization=False), "damaged"),
+        (lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), p), "damaged"),
+        (lambda p: p.write_bytes(b"\xff" * 64), "damaged"),
+        (lambda p: p.write_bytes((10**11).to_bytes(8, "little") + b"{}"), "damaged"),
+        (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1"), "damaged"),
+    ],
+    ids=["pickle", "zip", "legacy", "script", "noise", "header of 100 GB", "pointer"],
+)
+def test_hostile_and_damaged_files_run_nothing(tmp_path, monkeypatch, write, told, suffix):
+    """By attack: the file's code would leave a file behind."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"weights{suffix}"
+    write(path)
+    with pytest.raises(UserError, match=told) as error:
+        read_weights(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("holding", "told"),
+    [
+        ({"a": torch.ones(1), "epoch": 3}, "'epoch' is int, no tensor"),
+        ([torch.ones(1)], "no state dict, but list"),
+        ({}, "no state dict, but dict"),
+    ],
+)
+def test_files_without_a_state_dict_are_refused(tmp_path, holding, told):
+    """The user's mistake in one line."""
+    torch.save(holding, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=told):
+        read_weights(tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="no such file"):
+        read_weights(tmp_path / "absent.pth")
