@@ -129,3 +129,21 @@ def test_loss_prediction_and_every_gradient_equal_the_oracle(shape, batch, norm_
     assert expected.keys() == found.keys()
     gaps = {name: gap(found[name], expected[name]) for name in expected}
     assert max(gaps.values()) < 1e-5, sorted(gaps.items(), key=lambda item: -item[1])[:3]
+
+
+def test_oblong_images_of_four_channels_by_hand():
+    """By hand, since the oracle takes square images only: patches cut one by one, normalised, compared, averaged."""
+    model = mimkit.build("mae", "image_size=[35,55]", "encoder.patch_size=5", "encoder.in_chans=4")
+    images = torch.rand(2, 4, 35, 55)
+    out = model(images)
+    assert (out.mask.grid, int(out.mask.hidden.sum())) == ((7, 11), 2 * 58)  # int(77 * 0.25) = 19 are seen
+    errors = []
+    for image in range(2):
+        places = out.mask.hidden[image].nonzero().flatten().tolist()
+        for prediction, place in zip(out.prediction[image], places, strict=True):
+            row, column = divmod(place, 11)
+            pixels = (images[image, :, 5 * row : 5 * row + 5, 5 * column : 5 * column + 5] - 0.449) / 0.226
+            wanted = torch.stack([pixels[c, y, x] for y in range(5) for x in range(5) for c in range(4)])
+            wanted = (wanted - wanted.mean()) / (wanted.var() + 1e-6).sqrt()
+            errors.append((prediction - wanted).square().mean())
+    assert gap(out.loss, torch.stack(errors).mean()) < 1e-5

@@ -139,13 +139,17 @@ def test_weights_are_taken_out_of_their_wrapping(tmp_path, wrapped, suffix):
     assert all(torch.equal(back[name], state[name]) for name in state)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # TorchScript is one of the attacks
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(
     ("write", "told"),
     [
-        (lambda p: p.write_bytes(pickle.dumps(Hostile())), "damaged"),
-        (lambda p: torch.save({"model": Hostile()}, p), "damaged"),
-        (lambda p: torch.save({"model": Hostile()}, p, _use_new_zipfile_serialization=False), "damaged"),
+        (lambda p: p.write_bytes(pickle.dumps(Hostile(), protocol=2)), "asks for 'posix.system'"),
+        (lambda p: torch.save({"model": Hostile()}, p), "asks for 'posix.system'"),
+        (
+            lambda p: torch.save({"model": Hostile()}, p, _use_new_zipfile_serialization=False),
+            "asks for 'posix.system'",
+        ),
         (lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), p), "damaged"),
         (lambda p: p.write_bytes(b"\xff" * 64), "damaged"),
         (lambda p: p.write_bytes((10**11).to_bytes(8, "little") + b"{}"), "damaged"),
@@ -158,7 +162,7 @@ def test_hostile_and_damaged_files_run_nothing(tmp_path, monkeypatch, write, tol
     monkeypatch.chdir(tmp_path)
     path = tmp_path / f"weights{suffix}"
     write(path)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=told if suffix == ".pth" else "damaged") as error:
         read_weights(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
     assert list(tmp_path.iterdir()) == [path]

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from mimkit.encoders.vit import ViT
 from mimkit.errors import UserError, nearest
 from mimkit.types import Encoder
@@ -70,8 +73,8 @@ def _timm_config(encoder: ViT, mlp_ratio: float) -> dict[str, Any]:
     pretrained_cfg = {
         "input_size": (encoder.in_chans, *encoder.image_size),
         "fixed_input_size": True,
-        "mean": encoder.standardize.mean.flatten().tolist(),
-        "std": encoder.standardize.std.flatten().tolist(),
+        "mean": _per_channel(encoder.standardize.mean),
+        "std": _per_channel(encoder.standardize.std),
         "interpolation": "bicubic",
         "crop_pct": 1.0,
         "num_classes": 0,
@@ -85,3 +88,8 @@ def _timm_config(encoder: ViT, mlp_ratio: float) -> dict[str, Any]:
         "model_args": model_args,
         "pretrained_cfg": pretrained_cfg,
     }
+
+
+def _per_channel(values: Float[Tensor, "C 1 1"]) -> list[float]:
+    """A float32's seven digits: 0.485 rather than 0.48500001430511475."""
+    return [float(f"{value:.7g}") for value in values.flatten().tolist()]

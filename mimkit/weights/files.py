@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import pickle
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,9 +71,12 @@ def _read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for '{asked[1]}'" if asked else "it is no torch file, or damaged"
+        raise UserError(f"weights {path}: refused, {reason}; only tensors and plain containers are read") from error
     except Exception as error:  # a hostile or cut file may raise anything; none of it is a bug of ours
-        reason = _first_line(error)
-        raise UserError(f"weights {path}: damaged, or holding more than tensors ({reason})") from error
+        raise UserError(f"weights {path}: damaged, or no torch file ({type(error).__name__})") from error
 
 
 def _wraps(found: Mapping[Any, Any], key: str) -> bool:

@@ -17,7 +17,7 @@ from mimkit.weights.files import read_weights
 from mimkit.weights.layout import Layout
 from mimkit.weights.positions import check_grid, check_positions, is_sincos
 
-SHOWN = 4  # names of a kind that a message or the report spells out
+SHOWN = 3  # names of a kind that a message or the report spells out
 
 
 @dataclass(frozen=True)
