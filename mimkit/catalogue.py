@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mimkit import registry
+from mimkit.draft import shipped
 from mimkit.errors import UserError, nearest
-from mimkit.recipe import shipped
 
 
 def lines(role: str | None = None) -> Iterator[str]:
@@ -44,7 +44,9 @@ def _role(role: str) -> Iterator[str]:
 
 def _value(value: Any) -> str:
     """A default as a recipe would write it."""
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, tuple) else str([*value])
+    if isinstance(value, tuple):
+        return str([*value])
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _type(annotation: Any) -> str:

@@ -24,9 +24,12 @@ app = typer.Typer(
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's path, or the name of one that is shipped.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as data=./photos or optim.lr=3e-4.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as data=./photos or optim.lr=3e-4."),
 ]
-Plugin = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="Adds the components of a file.")]
+Plugin = Annotated[
+    list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="Adds the components of a file.")
+]
 Weights = Annotated[Path, typer.Argument(metavar="RUN_OR_WEIGHTS", help="A run's folder, or an encoder.safetensors.")]
 
 
@@ -43,7 +46,7 @@ def train(
     The run's folder takes recipe.yaml, metrics.jsonl, checkpoints/, pictures/, encoder.safetensors and summary.json.
     Ctrl-C or SIGTERM saves and leaves with 75; --resume then goes on, bit for bit.
     """
-    from mimkit.recipe import draft
+    from mimkit.draft import draft
     from mimkit.train.run import choose_folder
 
     load_plugins(plugin)
@@ -67,7 +70,7 @@ def train(
 @app.command(epilog="Example: mimkit check mae data=./photos image_size=64")
 def check(recipe: Recipe, overrides: Overrides = None, plugin: Plugin = None) -> None:
     """Validate a recipe, build it, look through its data, run one step, and say what it takes."""
-    from mimkit.recipe import load_recipe
+    from mimkit.draft import load_recipe
 
     load_plugins(plugin)
     checked = load_recipe(recipe, overrides or ())

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mimkit import registry
+from mimkit.draft import load_recipe
 from mimkit.errors import UserError
-from mimkit.recipe import Choice, Recipe, load_recipe
+from mimkit.recipe import Choice, Recipe
 from mimkit.types import Encoder, Head, Images, Loss, Mask, Masking, Normalizer, Output, Prediction, Target, Wanted
 
 
@@ -110,7 +111,9 @@ def sum_losses(objective: Objective, prediction: Prediction, values: Tensor, wan
     return total
 
 
-def build(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, plugins: Sequence[str | Path] = ()) -> Model:
+def build(
+    recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, plugins: Sequence[str | Path] = ()
+) -> Model:
     """A model from a recipe's name, path or dict, with overrides such as `"encoder.depth=6"`.
 
     Raises UserError for every mistake in it.

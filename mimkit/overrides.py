@@ -11,13 +11,12 @@ from mimkit import registry, strict_yaml
 from mimkit.errors import UserError
 from mimkit.settings import BatchSettings
 
+Path = strict_yaml.Path
 MAIN = "main"  # the objective that is written flat
 OBJECTIVE_ROLES = ("head", "target", "normalizer", "loss")
 SWAPPED = ("encoder", "mask", *OBJECTIVE_ROLES, "data")
-EITHER_OR = {("optim", "lr"): "base_lr", ("optim", "base_lr"): "lr", ("train", "epochs"): "max_steps"}
+EITHER_OR: dict[Path, str] = {("optim", "lr"): "base_lr", ("optim", "base_lr"): "lr", ("train", "epochs"): "max_steps"}
 EITHER_OR[("train", "max_steps")] = "epochs"
-
-Path = strict_yaml.Path
 
 
 def apply(tree: dict[str, Any], places: dict[Path, str], given: Sequence[str]) -> None:

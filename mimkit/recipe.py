@@ -1,22 +1,14 @@
-"""Recipes: strict YAML plus overrides in, a checked and complete `Recipe` out."""
+"""A recipe: everything that determines a run, checked and complete."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import mimkit
-from mimkit import overrides, registry, schema, strict_yaml
-from mimkit.data.kinds import kind_of
-from mimkit.errors import UserError, nearest
-from mimkit.geometry import Size, grid_of
+from mimkit import strict_yaml
+from mimkit.geometry import Size
 from mimkit.overrides import MAIN, OBJECTIVE_ROLES
 from mimkit.settings import BatchSettings, OptimSettings, ProbeSettings, TrainSettings
-
-KEYS = (
-    "method", "image_size", "encoder", "mask", "head", "target", "normalizer", "loss", "objectives",
-    "data", "optim", "train", "probe", "seed",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,238 +54,7 @@ class Recipe:
         tree |= _objectives_tree(self.objectives)
         tree["data"] = _tree(self.data) | values["batches"]
         tree |= {key: values[key] for key in ("optim", "train", "probe", "seed")}
-        return strict_yaml.dump(_lists(tree))
-
-
-def load_recipe(source: str | Path | Mapping[str, Any], given: Sequence[str] = ()) -> Recipe:
-    """A recipe from a path, a shipped recipe's bare name or a dict, with overrides (`"optim.lr=3e-4"`).
-
-    Raises UserError with one line per mistake.
-    """
-    return draft(source, given).recipe()
-
-
-def draft(source: str | Path | Mapping[str, Any], given: Sequence[str] = ()) -> "Draft":
-    """A recipe of which all that needs no component's code is checked: most mistakes are told before torch is loaded.
-
-    Raises UserError with one line per mistake.
-    """
-    if isinstance(source, Mapping):
-        tree, places = strict_yaml.read(strict_yaml.dump(_lists(dict(source))), "recipe")
-        places = dict.fromkeys(places, "recipe")
-    else:
-        path = _path(source)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"recipe {path} cannot be read: {error}") from error
-        tree, places = strict_yaml.read(text, str(path))
-    overrides.apply(tree, places, given)
-    return Draft(tree, places)
-
-
-def shipped() -> dict[str, Path]:
-    """Names and paths of the recipes that come with mimkit; those of the papers as `imagenet/NAME`."""
-    root = next(found for place in mimkit.__path__ if (found := Path(place) / "recipes").is_dir())
-    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
-
-
-def _path(source: str | Path) -> Path:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise UserError(f"recipe {path}: no such file")
-        return path
-    known = shipped()
-    if str(source) not in known:
-        raise UserError(f"no recipe '{source}'{nearest(str(source), known)} Shipped: {', '.join(known)}; or give a path")
-    return known[str(source)]
-
-
-class Draft:
-    """A recipe on its way from a tree to a `Recipe`; collects every mistake on the way."""
-
-    def __init__(self, tree: dict[str, Any], places: dict[strict_yaml.Path, str]):
-        self.tree, self.places, self.problems = tree, places, list[str]()
-        for key in tree.keys() - set(KEYS):
-            self.problems.append(
-                f"{self.place((key,))}: a recipe has no key '{key}'{nearest(key, KEYS) or ';'} Keys: {', '.join(KEYS)}."
-            )
-        self.method = self.value("method", str)
-        self.image_size = self.size()
-        self.sections = {
-            "optim": self.section("optim", OptimSettings),
-            "train": self.section("train", TrainSettings),
-            "probe": self.section("probe", ProbeSettings),
-            "seed": self.value("seed", int, 0),
-            "batches": self.batches(),
-        }
-        self.names()
-        self.consistency(self.sections)
-        self.stop_if_wrong()
-
-    def recipe(self) -> Recipe:
-        """The recipe, its components' options checked against their signatures."""
-        parts = {
-            "data": self.source(),
-            "encoder": self.choice("encoder", ("encoder",)),
-            "mask": self.choice("mask", ("mask",)),
-            "objectives": self.objectives(),
-        }
-        self.stop_if_wrong()
-        return Recipe(method=self.method, image_size=self.image_size, **self.sections, **parts)
-
-    def stop_if_wrong(self) -> None:
-        """Raise UserError with all mistakes found so far."""
-        if self.problems:
-            raise UserError("\n".join(dict.fromkeys(self.problems)))
-
-    def place(self, path: strict_yaml.Path) -> str:
-        """Where a path stands; for what is not there, where the nearest part above it stands."""
-        while path and path not in self.places:
-            path = path[:-1]
-        return self.places.get(path, "recipe")
-
-    def value(self, key: str, annotation: Any, default: Any = None) -> Any:
-        if key not in self.tree and default is not None:
-            return default
-        try:
-            return schema.typed(self.tree.get(key), annotation)
-        except ValueError as error:
-            self.problems.append(f"{self.place((key,))}: {key} {error}")
-            return None
-
-    def size(self) -> Any:
-        size = self.tree.get("image_size")
-        pair = [size, size] if isinstance(size, int) else size
-        if isinstance(pair, list) and len(pair) == 2 and all(type(side) is int and side > 0 for side in pair):
-            return tuple(pair)
-        self.problems.append(f"{self.place(('image_size',))}: image_size should be pixels, 224 or [height, width]")
-        return None
-
-    def names(self) -> None:
-        """Note components that do not exist and options that theirs do not have, as far as their source text tells."""
-        for role in ("encoder", "mask", *OBJECTIVE_ROLES):
-            given = overrides.section(self.tree, (role,))
-            given = {"name": given} if isinstance(given, str) else given
-            name = given.get("name") if isinstance(given, dict) else None
-            if not isinstance(given, dict) or not isinstance(name, str):
-                continue
-            if name not in registry.names(role):
-                self.problems.append(f"{self.place((role, 'name'))}: {registry.unknown(role, name)}")
-            elif (known := registry.written_options(role, name)) is not None:
-                for option in given.keys() - {"name", *known}:
-                    self.problems.append(schema.no_option(self.place((role, option)), f"{role} '{name}'", option, known))
-        try:
-            kind_of(str(self.data_section()["name"]))
-        except UserError as error:
-            self.problems.append(f"{self.place(('data', 'name'))}: {error}")
-
-    def choice(self, role: str, path: strict_yaml.Path, default: str | None = None) -> Choice | None:
-        """The component chosen at `path`, with its options checked; None (and a problem noted) if that fails."""
-        given = overrides.section(self.tree, path)
-        given = {"name": given} if isinstance(given, str) else given or ({"name": default} if default else {})
-        if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-            self.problems.append(f"{self.place(path)}: {role} needs a name; known: {', '.join(registry.names(role))}")
-            return None
-        try:
-            component = registry.find(role, given["name"])
-        except UserError as error:
-            self.problems.append(f"{self.place((*path, 'name'))}: {error}")
-            return None
-        options = {key: value for key, value in given.items() if key != "name"}
-        what = f"{role} '{given['name']}'"
-        values, problems = schema.check(
-            component, options, what, lambda name: self.place((*path, name)), registry.ROLES[role].facts
-        )
-        self.problems += problems
-        return Choice(given["name"], values)
-
-    def objectives(self) -> dict[str, Any]:
-        more = self.tree.get("objectives") or {}
-        if not isinstance(more, dict) or any(not isinstance(one, dict) for one in more.values()) or MAIN in more:
-            self.problems.append(f"{self.place(('objectives',))}: objectives are named mappings (not '{MAIN}') of head, target, …")
-            return {}
-        paths: dict[str, strict_yaml.Path] = {name: ("objectives", name) for name in more}
-        if any(role in self.tree for role in OBJECTIVE_ROLES) or not more:
-            paths = {MAIN: (), **paths}
-        return {name: self.objective(path) for name, path in paths.items()}
-
-    def objective(self, path: strict_yaml.Path) -> ObjectiveChoice | None:
-        """Normalizer and loss fall back to the target's own defaults."""
-        section = overrides.section(self.tree, path)
-        if path:
-            for key in section.keys() - {*OBJECTIVE_ROLES, "weight"}:
-                takes = f"It takes: {', '.join(OBJECTIVE_ROLES)}, weight."
-                self.problems.append(f"{self.place((*path, key))}: an objective has no key '{key}'; {takes}")
-        target = self.choice("target", (*path, "target"))
-        head = self.choice("head", (*path, "head"))
-        if target is None or head is None:
-            return None
-        component = registry.find("target", target.name)
-        normalizer = self.choice("normalizer", (*path, "normalizer"), component.normalizer)
-        loss = self.choice("loss", (*path, "loss"), component.loss)
-        weight = section.get("weight", 1.0) if path else 1.0
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            self.problems.append(f"{self.place((*path, 'weight'))}: weight should be a number")
-        if normalizer is None or loss is None:
-            return None
-        return ObjectiveChoice(head, target, normalizer, loss, float(weight))
-
-    def section(self, key: str, settings: type) -> Any:
-        given = self.tree.get(key) or {}
-        if not isinstance(given, dict):
-            self.problems.append(f"{self.place((key,))}: {key} should be a mapping of options")
-            return None
-        values, problems = schema.check(settings, given, key, lambda name: self.place((key, name)))
-        self.problems += problems
-        return settings(**values) if not problems else None
-
-    def data_section(self) -> dict[str, Any]:
-        given = self.tree.get("data", "shapes")
-        return {"name": "shapes", **given} if isinstance(given, dict) else {"name": given}
-
-    def batches(self) -> BatchSettings | None:
-        """The part of `data` that says how images become batches."""
-        known = registry.options(BatchSettings)
-        given = {key: value for key, value in self.data_section().items() if key in known}
-        values, problems = schema.check(BatchSettings, given, "data", lambda key: self.place(("data", key)))
-        self.problems += problems
-        return BatchSettings(**values) if not problems else None
-
-    def source(self) -> Choice | None:
-        """The part of `data` that says where images come from: a source's name or a path, and the source's options."""
-        section, ours = self.data_section(), registry.options(BatchSettings)
-        name = str(section["name"])
-        component = registry.find("data", kind_of(name))
-        facts = registry.ROLES["data"].facts | (set() if name in registry.names("data") else {"path"})
-        given = {key: value for key, value in section.items() if key != "name" and key not in ours}
-        values, problems = schema.check(
-            component, given, f"data '{name}'", lambda key: self.place(("data", key)), facts, also=tuple(ours)
-        )
-        self.problems += problems
-        return Choice(name, values)
-
-    def consistency(self, parts: Mapping[str, Any]) -> None:
-        """What no single option can know."""
-        optim, train, batches = parts["optim"], parts["train"], parts["batches"]
-        if optim and (optim.lr is None) == (optim.base_lr is None):
-            self.problems.append(f"{self.place(('optim',))}: optim needs lr or base_lr, and not both")
-        if train and (train.epochs is None) == (train.max_steps is None):
-            self.problems.append(f"{self.place(('train',))}: train needs epochs or max_steps, and not both")
-        if train and batches and batches.batch_size % train.accumulate:
-            self.problems.append(
-                f"{self.place(('train', 'accumulate'))}: train.accumulate={train.accumulate} "
-                f"must divide data.batch_size={batches.batch_size}"
-            )
-        patch_size = overrides.section(self.tree, ("encoder", "patch_size"))
-        if self.image_size and type(patch_size) is int and patch_size > 0:
-            try:
-                grid_of(self.image_size, patch_size)
-            except UserError as error:
-                self.problems.append(f"{self.place(('image_size',))}: {error}")
-        if batches and (batches.crop_scale[0] > batches.crop_scale[1] or batches.crop_ratio[0] > batches.crop_ratio[1]):
-            self.problems.append(f"{self.place(('data',))}: crop_scale and crop_ratio are [lowest, highest]")
+        return strict_yaml.dump(lists(tree))
 
 
 def _tree(choice: Choice) -> dict[str, Any]:
@@ -310,10 +71,10 @@ def _objectives_tree(objectives: Mapping[str, ObjectiveChoice]) -> dict[str, Any
     return main | ({"objectives": trees} if trees else {})
 
 
-def _lists(value: Any) -> Any:
+def lists(value: Any) -> Any:
     """Tuples as lists, paths as text, so that YAML can hold them."""
     if isinstance(value, Mapping):
-        return {str(key): _lists(item) for key, item in value.items()}
+        return {str(key): lists(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_lists(item) for item in value]
+        return [lists(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -94,7 +94,9 @@ def find(role: str, name: str) -> type:
 def unknown(role: str, name: str) -> str:
     """What to say of a name that no component has."""
     hint = nearest(name, names(role)) or ";"
-    return f"unknown {role} '{name}'{hint} Known: {', '.join(names(role))}; a plug-in's component needs --plugin FILE.py."
+    return (
+        f"unknown {role} '{name}'{hint} Known: {', '.join(names(role))}; a plug-in's component needs --plugin FILE.py."
+    )
 
 
 def written_options(role: str, name: str) -> list[str] | None:
@@ -118,7 +120,9 @@ def options(component: Callable[..., Any], facts: frozenset[str] = frozenset()) 
     parameters = inspect.signature(component).parameters.values()
     text = inspect.getdoc(component) or ""
     return {
-        p.name: Option(p.name, p.annotation, p.default, _doc_line(text, p.name)) for p in parameters if p.name not in facts
+        p.name: Option(p.name, p.annotation, p.default, _doc_line(text, p.name))
+        for p in parameters
+        if p.name not in facts
     }
 
 
@@ -151,7 +155,9 @@ def load_plugin(path: str | Path) -> None:
         raise UserError(f"plug-in {path} defines no component; subclass mimkit.types.Target, Encoder, Head, Masking, …")
     for role in found:
         earlier = _plugins.get((role, path.stem))
-        if path.stem in {*_shipped(role), *_installed(role)} or (earlier and inspect.getfile(earlier) != module.__file__):
+        if path.stem in {*_shipped(role), *_installed(role)} or (
+            earlier and inspect.getfile(earlier) != module.__file__
+        ):
             raise UserError(f"plug-in {path}: a {role} named '{path.stem}' exists already; rename the file")
         _plugins[role, path.stem] = _component(role, module)
 
@@ -216,7 +222,9 @@ def _doc_line(text: str, option: str) -> str:
         if colon and not line.startswith(" ") and option in re.split(r",\s*", head.strip()):
             more = [cont.strip() for cont in lines[number + 1 :]]
             indented = [c.startswith(" ") for c in lines[number + 1 :]]
-            return " ".join([rest.strip(), *(m for m, i in zip(more, indented, strict=True) if i)][: 1 + _run(indented)])
+            return " ".join(
+                [rest.strip(), *(m for m, i in zip(more, indented, strict=True) if i)][: 1 + _run(indented)]
+            )
     return ""
 
 

@@ -64,10 +64,11 @@ _Dumper.add_representer(str, _represent_str)
 
 def _compose(text: str, name: str) -> yaml.Node:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise UserError(f"{name}:{event.start_mark.line + 1}: anchors and aliases are not allowed in a recipe")
+            raise UserError(f"{name}:{line}: anchors and aliases are not allowed in a recipe")
         if getattr(event, "tag", None) not in (None, "!"):
-            raise UserError(f"{name}:{event.start_mark.line + 1}: tags are not allowed in a recipe")
+            raise UserError(f"{name}:{line}: tags are not allowed in a recipe")
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     if node is None:
         raise UserError(f"{name}: the recipe is empty")

@@ -33,19 +33,20 @@ def init_xavier(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def block_at(block: nn.Module, sequence: Float[Tensor, "B N D"], index: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
+def block_at(block: Any, sequence: Float[Tensor, "B N D"], index: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
     """The output of a timm `Block` at `index` only, exactly as if the whole block had run.
 
     Queries, residual and MLP are computed at `index`, keys and values everywhere: as a last block, the rest is waste.
     """
-    attn: Any = block.attn
+    attn = block.attn
     normed = block.norm1(sequence)
     query_weight, kv_weight = attn.qkv.weight.split((attn.attn_dim, 2 * attn.attn_dim))
     query_bias, kv_bias = attn.qkv.bias.split((attn.attn_dim, 2 * attn.attn_dim))
     split = (len(sequence), -1, attn.num_heads, attn.head_dim)
     query = F.linear(gather_places(normed, index), query_weight, query_bias).view(split)
     key, value = (part.view(split) for part in F.linear(normed, kv_weight, kv_bias).chunk(2, dim=-1))
-    mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, value)))
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value)
     mixed = attn.proj(mixed.transpose(1, 2).flatten(2))
     chosen = gather_places(sequence, index) + block.drop_path1(block.ls1(mixed))
     return chosen + block.drop_path2(block.ls2(block.mlp(block.norm2(chosen))))

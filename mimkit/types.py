@@ -6,107 +6,21 @@ order, `V` places that the encoder is fed, `P` predicted places, `N` tokens incl
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
 from mimkit.geometry import Feed as Feed
 from mimkit.geometry import Size as Size
+from mimkit.mask import Mask as Mask
+from mimkit.mask import gather_places as gather_places
 
 Images = Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]
-
-
-@dataclass(frozen=True)
-class Mask:
-    """Three roles over the L places of the patch grid, in raster order, never counting class tokens.
-
-    hidden: (B, L), True where the image is hidden from the encoder.
-    predicted: (B, L), True where the loss counts.
-    fed: (B, V), the places that the encoder is fed, in their order; None: all of them.
-    grid: rows and columns, L = rows x columns.
-    predicted_index: (B, P), the predicted places in raster order; None where their number differs between images.
-    """
-
-    hidden: Bool[Tensor, "B L"]
-    predicted: Bool[Tensor, "B L"]
-    fed: Int[Tensor, "B V"] | None = None
-    grid: Size | None = None
-    predicted_index: Int[Tensor, "B P"] | None = None
-
-    @classmethod
-    def from_hidden(
-        cls,
-        hidden: Bool[Tensor, "B L"],
-        predicted: Bool[Tensor, "B L"] | None = None,
-        fed: Int[Tensor, "B V"] | None = None,
-        grid: Size | None = None,
-    ) -> "Mask":
-        """A mask from what is hidden; the loss counts there unless `predicted` says otherwise.
-
-        Raises UserError where shapes or indices do not fit `hidden`.
-        """
-        predicted = hidden if predicted is None else predicted
-        if hidden.dtype != torch.bool or predicted.dtype != torch.bool or hidden.ndim != 2:
-            raise UserError(f"a mask needs boolean tensors (B, L), got {hidden.dtype} of shape {tuple(hidden.shape)}")
-        if predicted.shape != hidden.shape:
-            raise UserError(f"predicted {tuple(predicted.shape)} and hidden {tuple(hidden.shape)} differ in shape")
-        if fed is not None and (fed.shape[0] != hidden.shape[0] or int(fed.min()) < 0 or int(fed.max()) >= hidden.shape[1]):
-            raise UserError(f"fed holds places outside 0..{hidden.shape[1] - 1}, or another number of images")
-        return cls(hidden, predicted, fed, grid, predicted_index=equal_indices(predicted))
-
-    def feed_visible(self) -> "Mask":
-        """The same mask with `fed` = the visible places in raster order.
-
-        Raises UserError where the images differ in their number of visible places.
-        """
-        visible = equal_indices(~self.hidden)
-        if visible is None:
-            raise UserError("feed 'visible' needs the same number of visible places in every image; use mask.feed=all")
-        return replace(self, fed=visible)
-
-    def on_grid(self, grid: Size, batch: int) -> "Mask":
-        """The same mask, known to lie on the encoder's `grid`.
-
-        Raises UserError where its places or images are not as many.
-        """
-        if self.hidden.shape != (batch, grid[0] * grid[1]):
-            raise UserError(
-                f"the mask is {tuple(self.hidden.shape)}; {batch} images on the encoder's grid {grid[0]}x{grid[1]} "
-                f"need ({batch}, {grid[0] * grid[1]})"
-            )
-        return replace(self, grid=grid)
-
-    def to(self, device: torch.device) -> "Mask":
-        """The same mask on a device."""
-        moved = {
-            name: tensor.to(device, non_blocking=True)
-            for name, tensor in vars(self).items()
-            if isinstance(tensor, Tensor)
-        }
-        return replace(self, **moved)
-
-    def select(self, values: Shaped[Tensor, "B L *rest"]) -> Shaped[Tensor, "..."]:
-        """`values` at the predicted places: (B, P, …), or (P_total, …) where their number differs between images."""
-        if self.predicted_index is None:
-            return values[self.predicted]
-        return gather_places(values, self.predicted_index)
-
-
-def equal_indices(chosen: Bool[Tensor, "B L"]) -> Int[Tensor, "B P"] | None:
-    """Places of the True entries per row (B, P) in raster order, or None where rows differ in their number."""
-    counts = chosen.sum(1)
-    if bool((counts != counts[0]).any()):
-        return None
-    return chosen.nonzero()[:, 1].view(len(chosen), -1)
-
-
-def gather_places(values: Shaped[Tensor, "B L *rest"], index: Int[Tensor, "B P"]) -> Shaped[Tensor, "B P *rest"]:
-    """`values` at `index` along the second axis."""
-    return values[torch.arange(len(values), device=values.device)[:, None], index]
 
 
 @dataclass(frozen=True)
@@ -196,7 +110,7 @@ class Encoder(nn.Module):
     in_chans, image_size, patch_size, grid: the geometry; grid = image_size / patch_size, rows first.
     """
 
-    timm_model: nn.Module
+    timm_model: Any
     embed_dim: int
     num_layers: int
     in_chans: int
@@ -326,7 +240,4 @@ def patchify(images: Shaped[Tensor, "B C H W"], patch_size: int) -> Shaped[Tenso
 def unpatchify(patches: Shaped[Tensor, "B L D"], grid: Size, patch_size: int) -> Shaped[Tensor, "B C H W"]:
     """The inverse of `patchify(…).flatten(2)`: patches (B, L, p·p·C) into images (B, C, H, W)."""
     h, w = grid
-    return rearrange(
-        patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=patch_size, q=patch_size
-    )
-
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=patch_size, q=patch_size)

@@ -155,7 +155,14 @@ def wait_for(path: Path, text: str, seconds: float = 60) -> None:
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(place: Path) -> None:
     """Real SIGKILLs, `MIMKIT_TEST_KILLS` of them (3 by default), each resumed with another number of workers."""
     kills = int(os.environ.get("MIMKIT_TEST_KILLS", "3"))
-    words = ["tiny.yaml", "data=./images", "train.epochs=150", "train.checkpoint_every=3", "probe.every=0", "train.pictures_every=1000"]
+    words = [
+        "tiny.yaml",
+        "data=./images",
+        "train.epochs=150",
+        "train.checkpoint_every=3",
+        "probe.every=0",
+        "train.pictures_every=1000",
+    ]
     assert start(place, *words, "--out", "undisturbed").wait(timeout=120) == 0
     dice = random.Random(kills)
     assert start(place, *words, "train.max_steps=1", "--out", "unused").wait(timeout=60) == 0

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import mimkit
+from mimkit.draft import load_recipe, shipped
 from mimkit.errors import UserError
-from mimkit.recipe import load_recipe, shipped
 
 
 def message(tiny: dict[str, Any], *overrides: str) -> str:
@@ -32,14 +32,21 @@ def _as_dict(text: str) -> dict[str, Any]:
     ("size", "patch", "width", "depth", "heads"),
     [("base", 16, 768, 12, 12), ("large", 16, 1024, 24, 16), ("huge", 14, 1280, 32, 16)],
 )
-def test_the_imagenet_recipes_hold_the_authors_settings(size: str, patch: int, width: int, depth: int, heads: int) -> None:
+def test_the_imagenet_recipes_hold_the_authors_settings(
+    size: str, patch: int, width: int, depth: int, heads: int
+) -> None:
     """Against PRETRAIN.md and main_pretrain.py of the authors, and the paper's table 8."""
     from mimkit.encoders.vit import SIZES
 
     recipe = load_recipe(f"imagenet/mae_vit_{size}", ["data=shapes"])
     encoder, head = recipe.encoder.options, recipe.objectives["main"].head
     assert (encoder["size"], encoder["patch_size"], SIZES[size]) == (size, patch, (width, depth, heads))
-    assert (head.name, head.options["embed_dim"], head.options["depth"], head.options["num_heads"]) == ("decoder", 512, 8, 16)
+    assert (head.name, head.options["embed_dim"], head.options["depth"], head.options["num_heads"]) == (
+        "decoder",
+        512,
+        8,
+        16,
+    )
     assert recipe.mask.options["ratio"] == 0.75 and recipe.image_size == (224, 224)
     assert recipe.objectives["main"].normalizer.options == {"eps": 1e-6, "unbiased": True}
     optim, train, batches = recipe.optim, recipe.train, recipe.batches
@@ -50,7 +57,11 @@ def test_the_imagenet_recipes_hold_the_authors_settings(size: str, patch: int, w
 
 
 def test_a_swapped_target_brings_its_own_normalizer_and_loss(tiny: dict[str, Any]) -> None:
-    tiny |= {"target": {"name": "norm_pixels", "order": "channel_first"}, "normalizer": {"name": "per_patch", "eps": 0.5}, "loss": "l1"}
+    tiny |= {
+        "target": {"name": "norm_pixels", "order": "channel_first"},
+        "normalizer": {"name": "per_patch", "eps": 0.5},
+        "loss": "l1",
+    }
     main = load_recipe(tiny, ["target=pixels"]).objectives["main"]
     assert (main.normalizer.name, main.loss.name, main.target.options["order"]) == ("none", "mse", "channel_last")
     main = load_recipe(tiny, ["loss=smooth_l1", "target=pixels"]).objectives["main"]
@@ -84,7 +95,7 @@ def test_override_values_are_yaml(tiny: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("mask.ration=0.5", ["mask 'random' has no option 'ration'; did you mean 'ratio'?", "It takes: ratio, count, rounding, feed."]),
+        ("mask.ration=0.5", ["has no option 'ration'; did you mean 'ratio'?", "It takes: ratio, count, rounding, feed."]),
         ("mask.ratio=1.5", ["option 'ratio': should be less than 1", "got 1.5"]),
         ("mask.ratio=high", ["option 'ratio': should be a valid number", '"high"']),
         ("mask.count=true", ["option 'count'", "integer"]),
@@ -117,7 +128,9 @@ def test_a_mistake_in_a_file_names_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe(path)
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "mask_ration" in text)
-    assert str(caught.value).startswith(f"{path}:{line}: mask 'random' has no option 'mask_ration'; did you mean 'ratio'?")
+    assert str(caught.value).startswith(
+        f"{path}:{line}: mask 'random' has no option 'mask_ration'; did you mean 'ratio'?"
+    )
 
 
 def test_several_mistakes_are_told_together(tiny: dict[str, Any]) -> None:
@@ -127,7 +140,13 @@ def test_several_mistakes_are_told_together(tiny: dict[str, Any]) -> None:
 def test_several_objectives_stand_beside_the_flat_one(tiny: dict[str, Any]) -> None:
     import torch
 
-    tiny["objectives"] = {"raw": {"head": {"name": "decoder", "embed_dim": 16, "depth": 1, "num_heads": 2}, "target": "pixels", "weight": 0.5}}
+    tiny["objectives"] = {
+        "raw": {
+            "head": {"name": "decoder", "embed_dim": 16, "depth": 1, "num_heads": 2},
+            "target": "pixels",
+            "weight": 0.5,
+        }
+    }
     recipe = load_recipe(tiny)
     assert list(recipe.objectives) == ["main", "raw"] and load_recipe(_as_dict(recipe.to_yaml())) == recipe
     out = mimkit.build(recipe)(torch.rand(2, 3, 16, 16))

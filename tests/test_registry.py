@@ -50,7 +50,9 @@ def test_the_first_members_are_there() -> None:
     assert {"random", "block", "grid", "none"} <= set(registry.names("mask"))
     assert {"mse", "l1", "smooth_l1", "cosine", "cross_entropy"} <= set(registry.names("loss"))
     assert {"none", "per_patch", "l2", "layer_norm"} <= set(registry.names("normalizer"))
-    assert {"shapes", "folder", "parquet", "array", "cifar10", "cifar100", "stl10", "imagenet"} <= set(registry.names("data"))
+    assert {"shapes", "folder", "parquet", "array", "cifar10", "cifar100", "stl10", "imagenet"} <= set(
+        registry.names("data")
+    )
 
 
 def test_a_plugin_file_adds_a_target_under_its_own_name(tmp_path: Path, tiny: dict[str, object]) -> None:

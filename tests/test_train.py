@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mimkit.draft import load_recipe
 from mimkit.errors import UserError
-from mimkit.recipe import load_recipe
 from mimkit.train.loop import train
 from mimkit.train.optim import Schedule, build_optimizer
 
@@ -105,7 +105,9 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, tiny: dict[str, Any]) -
     assert len(again) == len(metrics)
 
 
-def test_a_non_finite_loss_stops_before_the_weights_are_touched(tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_non_finite_loss_stops_before_the_weights_are_touched(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mimkit.losses import mse
     from mimkit.train import loop
 

@@ -148,4 +148,3 @@ class ViT(Encoder):
         if hidden is not None and self.mask_token is not None:
             tokens = torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
         return tokens + positions
-

@@ -1,10 +1,12 @@
 """Features of a set of images into a file."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mimkit.data.open import open_source
+from mimkit.disk import write_atomically
 from mimkit.errors import UserError
 from mimkit.evaluate.features import pooled_features
 from mimkit.weights.handover import load
@@ -26,23 +28,20 @@ def embed(weights: Path, images: str, output: Path) -> str:
     if source.labels is not None:
         columns["label"] = source.labels[read]
     output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".writing-{output.name}")
-    if output.suffix == ".npz":
-        np.savez(beside, features=features.numpy(), **columns)
-    else:
-        _write_table(beside, features.numpy(), columns)
-    beside.replace(output)
+    write_atomically(output, lambda beside: _write(beside, features.numpy(), columns))
     left_out = f"; {len(source) - len(read)} unreadable images left out" if len(read) < len(source) else ""
     return f"{output}: {len(read)} features of width {features.shape[1]}{left_out}"
 
 
-def _write_table(path: Path, features: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+def _write(path: Path, features: np.ndarray, columns: dict[str, np.ndarray]) -> None:
     import pyarrow as pa
     from pyarrow import csv, parquet
 
-    if path.suffix == ".parquet":
-        flat = pa.array(features.reshape(-1))
-        table = pa.table({**columns, "features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1])})
-        parquet.write_table(table, path)
+    if path.suffix == ".npz":
+        arrays: dict[str, Any] = {"features": features, **columns}
+        np.savez(path, **arrays)
+    elif path.suffix == ".parquet":
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
+        parquet.write_table(pa.table({**columns, "features": rows}), path)
     else:
         csv.write_csv(pa.table({**columns, **{f"f{i}": features[:, i] for i in range(features.shape[1])}}), path)

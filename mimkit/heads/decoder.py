@@ -1,7 +1,7 @@
 """MAE's decoder: mask tokens join the encoded visible ones, a small transformer predicts. Source: MAE (arXiv 2111.06377)."""
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt
@@ -41,7 +41,7 @@ class Decoder(Head):
             raise UserError(f"head.embed_dim={embed_dim} must be divisible by num_heads={num_heads} and by 4")
         from timm.models.vision_transformer import Block
 
-        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
         self.embed = nn.Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if feed == "visible" else None
         self.pos_embed: Tensor
@@ -69,10 +69,13 @@ class Decoder(Head):
     def _fill(self, features: Features, mask: Mask) -> Float[Tensor, "B N D"]:
         """Encoded tokens put back in raster order, mask tokens elsewhere, positions added (the prefix has none)."""
         embedded = self.embed(features.sequence)
-        prefix, fed = embedded.split((features.num_prefix_tokens, embedded.shape[1] - features.num_prefix_tokens), dim=1)
+        prefix, fed = embedded.split(
+            (features.num_prefix_tokens, embedded.shape[1] - features.num_prefix_tokens), dim=1
+        )
         if mask.fed is None:
             places = fed + self.pos_embed
         else:
+            assert self.mask_token is not None  # feed is visible
             rows = torch.arange(len(fed), device=fed.device)[:, None]
             blank = (self.mask_token + self.pos_embed).to(fed.dtype).expand(len(fed), -1, -1)
             places = blank.index_put((rows, mask.fed), fed + self.pos_embed[0, mask.fed].to(fed.dtype))

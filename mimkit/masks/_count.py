@@ -22,5 +22,7 @@ def hidden_count(places: int, ratio: float, count: int | None, rounding: Roundin
             "nearest": round(places * ratio),
         }[rounding]
     if not 0 < count < places:
-        raise UserError(f"the mask would hide {count} of {places} places; mask.ratio or mask.count must leave some of both")
+        raise UserError(
+            f"the mask would hide {count} of {places} places; mask.ratio or mask.count must leave some of both"
+        )
     return count

@@ -39,7 +39,9 @@ class Block(Masking):
         feed: Feed = "visible",
     ):
         if feed == "visible" and rule == "at_most":
-            raise UserError("mask 'block' with rule 'at_most' hides unequal numbers: set mask.feed=all or mask.rule=exact")
+            raise UserError(
+                "mask 'block' with rule 'at_most' hides unequal numbers: set mask.feed=all or mask.rule=exact"
+            )
         self.ratio, self.count, self.rule, self.feed = ratio, count, rule, feed
         self.min_area, self.max_area, self.min_aspect = min_area, max_area, min_aspect
 

@@ -39,7 +39,8 @@ def report(recipe: Recipe) -> Iterator[str]:
         loss = losses["loss"].item()
         rate = TIMED_STEPS * run.batches.batch_size / (time.perf_counter() - began)
         total = run.rate.total_steps * run.batches.batch_size / rate
-        yield f"step       batch {run.batches.batch_size} on {run.device}: loss {loss:.4f}, {rate:.0f} images/s, {memory(run.device)}"
+        cost = f"{rate:.0f} images/s, {memory(run.device)}"
+        yield f"step       batch {run.batches.batch_size} on {run.device}: loss {loss:.4f}, {cost}"
         yield f"run        {run.rate.total_steps} steps, about {total / 60:.0f} minutes without probes"
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mimkit.train.run import read_metrics, write_atomically
+from mimkit.disk import write_text
+from mimkit.train.run import read_metrics
 
 PLAIN_EVERY = 10.0  # seconds between lines where the output is no terminal
 
@@ -18,8 +19,10 @@ class Metrics:
     def __init__(self, folder: Path, step: int):
         """Keep what was written up to `step` steps; what a lost stretch had written is written again by its repetition."""
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(folder) if line["step"] < step or (line["step"] == step and "loss" in line)]
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        kept = [
+            line for line in read_metrics(folder) if line["step"] < step or (line["step"] == step and "loss" in line)
+        ]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, **values: Any) -> None:
         """Append one line."""

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mimkit.disk import write_text
 from mimkit.errors import UserError
 from mimkit.evaluate.features import sample_views
 from mimkit.evaluate.reconstruction import reconstruction_scores
 from mimkit.recipe import Recipe
-from mimkit.train import checkpoint
 from mimkit.train.log import Clock, Progress
 from mimkit.train.memory import keep_large_blocks
-from mimkit.train.run import read_metrics, write_atomically
+from mimkit.train.run import read_metrics
 from mimkit.train.session import Run, prepare
 from mimkit.train.signals import StopRequest
+from mimkit.weights import checkpoint
 from mimkit.weights.handover import save_encoder
 
 PICTURES = 8  # images in the picture of reconstructions
@@ -50,7 +51,9 @@ def greet(run: Run, progress: Progress) -> None:
         f"encoder {sizes[0]:.2f} M parameters, in all {sizes[1]:.2f} M; run folder {run.folder}"
     )
     if run.batches.batch_size < recipe.batches.batch_size:
-        progress.say(f"note: there are fewer images than data.batch_size={recipe.batches.batch_size}; a batch is all of them")
+        progress.say(
+            f"note: there are fewer images than data.batch_size={recipe.batches.batch_size}; a batch is all of them"
+        )
     if run.rate.warmup_steps >= run.rate.total_steps:
         progress.say("note: the warm-up is longer than the run, so the learning rate never reaches its peak")
 
@@ -139,7 +142,9 @@ def log(run: Run, losses: dict[str, Tensor], norm: Tensor, clock: Clock, progres
     check_finite(run)
     total, steps = run.meter.tolist()
     rates = clock.rates()
-    terms = {f"loss_{name}": value.item() for name, value in losses.items() if name != "loss"} if len(losses) > 2 else {}
+    terms = (
+        {f"loss_{name}": value.item() for name, value in losses.items() if name != "loss"} if len(losses) > 2 else {}
+    )
     run.metrics.write(
         step=run.step,
         epoch=round(run.step / run.batches.steps_per_epoch, 4),
@@ -178,8 +183,12 @@ def save(run: Run, progress: Progress, must: bool = False) -> None:
     except OSError as error:
         run.failed_saves += 1
         if must or run.failed_saves >= SAVE_FAILURES:
-            raise UserError(f"the checkpoint of step {run.step} cannot be written to {run.folder}: {error.strerror}") from error
-        progress.say(f"warning: the checkpoint of step {run.step} was not written ({error.strerror}); trying again later")
+            raise UserError(
+                f"the checkpoint of step {run.step} cannot be written to {run.folder}: {error.strerror}"
+            ) from error
+        progress.say(
+            f"warning: the checkpoint of step {run.step} was not written ({error.strerror}); trying again later"
+        )
 
 
 def probe(run: Run, progress: Progress, stop: StopRequest) -> None:
@@ -229,5 +238,5 @@ def finish(run: Run, exit_reason: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "encoder_parameters": sum(p.numel() for p in run.model.encoder.parameters()),
     }
-    write_atomically(run.folder / "summary.json", json.dumps(summary, indent=1))
+    write_text(run.folder / "summary.json", json.dumps(summary, indent=1))
     return summary

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import mimkit
+from mimkit.disk import write_text
+from mimkit.draft import load_recipe
 from mimkit.errors import UserError
-from mimkit.recipe import Recipe, load_recipe
+from mimkit.recipe import Recipe
 
 FREE_ON_RESUME = {  # what may differ when a run goes on: it changes no number of the training
     ("data", "workers"),
@@ -49,8 +51,8 @@ def begin_folder(recipe: Recipe, folder: Path) -> None:
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "pictures").mkdir(exist_ok=True)
-        write_atomically(folder / "environment.json", json.dumps(environment(recipe.seed), indent=1))
-        write_atomically(folder / "recipe.yaml", recipe.to_yaml())
+        write_text(folder / "environment.json", json.dumps(environment(recipe.seed), indent=1))
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written: {error.strerror}; choose another folder") from error
 
@@ -77,23 +79,6 @@ def _leaves(recipe: Recipe) -> dict[tuple[str, ...], Any]:
         return {leaf: item for key, inner in value.items() for leaf, item in walk(inner, (*path, key)).items()}
 
     return walk(strict_yaml.read(recipe.to_yaml(), "recipe")[0], ())
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, whole."""
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(text, encoding="utf-8")
-    fsync(beside)
-    beside.replace(path)
-
-
-def fsync(path: Path) -> None:
-    """Wait until the file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from mimkit.data.open import Data, open_data
 from mimkit.errors import UserError
 from mimkit.model import Model, build
 from mimkit.recipe import Recipe
-from mimkit.train import checkpoint
 from mimkit.train.log import Metrics
 from mimkit.train.optim import Schedule, build_optimizer, schedule
 from mimkit.train.probe import Probe
 from mimkit.train.run import BadFiles, begin_folder, check_same
+from mimkit.weights import checkpoint
 
 
 @dataclass
@@ -36,7 +36,9 @@ class Run:
     step: int = 0
     seconds: float = 0.0  # of training, probes and pictures, over all resumes
     meter: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  # sum of losses, steps
-    first_bad: Tensor = field(default_factory=lambda: torch.tensor(-1))  # first step whose loss or gradient is not finite
+    first_bad: Tensor = field(
+        default_factory=lambda: torch.tensor(-1)
+    )  # first step whose loss or gradient is not finite
     failed_saves: int = 0
 
     def every(self, epochs: float) -> bool:
@@ -80,7 +82,17 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
     state = checkpoint.restore(folder / "checkpoints", model, optimizer) if resume else None
     step = state["step"] if state else 0
     run = Run(
-        recipe, folder, model, optimizer, data, batches, rate, Probe(recipe.probe, data), Metrics(folder, step), device, step
+        recipe,
+        folder,
+        model,
+        optimizer,
+        data,
+        batches,
+        rate,
+        Probe(recipe.probe, data),
+        Metrics(folder, step),
+        device,
+        step,
     )
     run.meter, run.first_bad = run.meter.to(device), run.first_bad.to(device)
     if state:

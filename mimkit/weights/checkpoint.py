@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mimkit.disk import fsync, write_text
 from mimkit.errors import UserError
-from mimkit.train.run import fsync, write_atomically
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> None:
+def save(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> None:
     """Write the checkpoint of `step` under `folder`, then drop all but the `keep` newest. Raises OSError (disk full, …)."""
     final = folder / f"step-{step:08d}"
     if not final.exists():  # one that exists was verified at the start, and equals this one
@@ -34,7 +36,7 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
             fsync(path)
         fsync(beside)
         beside.rename(final)
-    write_atomically(folder / "last", final.name + "\n")
+    write_text(folder / "last", final.name + "\n")
     for old in _folders(folder)[keep:]:
         shutil.rmtree(old)
 

@@ -1,0 +1,34 @@
+"""Files that are whole or absent: written beside, waited for, renamed."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then rename it: a reader sees the old file or the new one, whole.
+
+    Raises OSError (disk full, …), with nothing left behind.
+    """
+    beside = path.with_name(f".writing-{path.name}")
+    try:
+        write(beside)
+        fsync(beside)
+        beside.replace(path)
+        fsync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
