@@ -3,16 +3,19 @@
 import json
 import os
 import pickle
+import resource
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import mimkit
+from mimkit.disk import write_atomically
 from mimkit.encoders.vit import ViT
 from mimkit.errors import UserError
 from mimkit.types import Encoder, Features
-from mimkit.weights.files import read_weights, write_atomically
+from mimkit.weights.files import read_weights, write_weights
 from mimkit.weights.handover import save_encoder
 
 OPTIONS = {
@@ -84,6 +87,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_an_os_error_and_files_have_the_usual_mode(tmp_path):
+    """Against the operating system: a limit on the size of files, and the mode of a file that Python opens."""
+    tensors = {"a": torch.zeros(1000)}
+    write_weights(tmp_path / "weights.safetensors", tensors)
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            write_weights(tmp_path / "more.safetensors", tensors)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not list(tmp_path.glob("*more*"))
 
 
 def change(folder, **entries):

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mimkit.disk import fsync, write_text
 from mimkit.errors import UserError
+from mimkit.weights.files import save_tensors
 
 
 def save(
@@ -27,8 +28,8 @@ def save(
         beside = folder / f".writing-{final.name}"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        save_file(_contiguous(model.state_dict()), beside / "model.safetensors")
-        save_file(_contiguous(_optimizer_tensors(model, optimizer)), beside / "optimizer.safetensors")
+        save_tensors(beside / "model.safetensors", _contiguous(model.state_dict()))
+        save_tensors(beside / "optimizer.safetensors", _contiguous(_optimizer_tensors(model, optimizer)))
         (beside / "state.json").write_text(json.dumps({"step": step, **state}))
         manifest = {path.name: _fingerprint(path) for path in sorted(beside.iterdir())}
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))

@@ -7,10 +7,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from mimkit.disk import write_text
 from mimkit.encoders.vit import ViT
 from mimkit.errors import UserError, nearest
 from mimkit.types import Encoder
-from mimkit.weights.files import write_atomically, write_weights
+from mimkit.weights.files import write_weights
 from mimkit.weights.handover import describe, load, save_encoder, weights_file
 
 FORMS = ("timm", "safetensors")
@@ -47,9 +48,8 @@ def export(run: Path, out: Path, to: str) -> str:
 def _write_timm(out: Path, encoder: Encoder, name: str, options: dict[str, Any]) -> None:
     if not isinstance(encoder, ViT):
         raise UserError(f"--to timm: encoder '{name}' has no equal in timm's registry; use --to safetensors")
-    text = json.dumps(_timm_config(encoder, options["mlp_ratio"]), indent=1) + "\n"
     write_weights(out / "model.safetensors", encoder.timm_model.state_dict())
-    write_atomically(out / "config.json", lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text(out / "config.json", json.dumps(_timm_config(encoder, options["mlp_ratio"]), indent=1) + "\n")
 
 
 def _timm_config(encoder: ViT, mlp_ratio: float) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """Weight files: read without running anything that they may hold, written whole or not at all."""
 
 import argparse
+import errno
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mimkit.disk import write_atomically
 from mimkit.errors import UserError
 
 WRAPPERS = ("model", "state_dict", "module")  # keys under which checkpoints keep their state dict
@@ -38,23 +40,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, whole or not at all. Raises OSError (disk full, …)."""
-    from safetensors.torch import save_file
-
     # Each a copy of its own: safetensors refuses tensors that share memory.
     own = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    write_atomically(path, lambda beside: save_file(own, beside, {"format": "pt"}))
+    write_atomically(path, lambda beside: save_tensors(beside, own))
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then rename it: a reader sees the old file or the new one, whole."""
-    beside = path.with_name(f".{path.name}.writing")
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """safetensors' `save_file`, but raising OSError (disk full, …), and with the mode that new files usually have."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
     try:
-        write(beside)
-        _fsync(beside)
-        beside.replace(path)
-        _fsync(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
+        save_file(tensors, path, {"format": "pt"})  # replaces the file by one that its owner alone may read
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+    path.chmod(mode)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -85,11 +89,3 @@ def _wraps(found: Mapping[Any, Any], key: str) -> bool:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 import mimkit
 from mimkit import registry, schema
+from mimkit.disk import write_text
 from mimkit.errors import UserError
 from mimkit.types import Encoder
-from mimkit.weights.files import read_weights, write_atomically, write_weights
+from mimkit.weights.files import read_weights, write_weights
 
 FORMAT = 1  # of encoder.json
 NAME = "encoder.safetensors"
@@ -31,8 +32,7 @@ def save_encoder(folder: Path, encoder: Encoder, name: str, options: Mapping[str
         "mimkit": mimkit.__version__,
     }
     write_weights(folder / NAME, encoder.timm_model.state_dict())
-    text = json.dumps(description, indent=1) + "\n"
-    write_atomically((folder / NAME).with_suffix(".json"), lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text((folder / NAME).with_suffix(".json"), json.dumps(description, indent=1) + "\n")
 
 
 def load(path: str | Path) -> Encoder:
