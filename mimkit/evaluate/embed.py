@@ -24,7 +24,7 @@ def embed(weights: Path, images: str, output: Path) -> str:
     encoder = load(weights)
     source = open_source(images, {}, encoder.image_size, encoder.in_chans)
     features, read = pooled_features(encoder, source, np.arange(len(source)))
-    columns = {"file": np.array([source.describe(int(index)) for index in read])}
+    columns = {"path": np.array([source.describe(int(index)) for index in read])}
     if source.labels is not None:
         columns["label"] = source.labels[read]
     output.parent.mkdir(parents=True, exist_ok=True)

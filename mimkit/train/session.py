@@ -77,6 +77,8 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
     )
     rate = schedule(recipe.optim, recipe.train, batches.batch_size, batches.steps_per_epoch)
     optimizer = build_optimizer(model, recipe.optim)
+    with torch.no_grad():  # whatever is wrong with the recipe shows here
+        model(torch.zeros(2, encoder.in_chans, *encoder.image_size, dtype=torch.uint8, device=device))
     if not resume:
         begin_folder(recipe, folder)
     state = checkpoint.restore(folder / "checkpoints", model, optimizer) if resume else None

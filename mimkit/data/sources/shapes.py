@@ -47,7 +47,7 @@ class Shapes(Source):
         if min(num_images, num_test, *image_size, in_chans) < 1:
             raise UserError("shapes: num_images, num_test, image_size and in_chans must be at least 1")
         self.num_test, self.size, self.seed = num_test, image_size, seed
-        self.channels, self.width = in_chans, 24 + 4 * in_chans  # width: draws per image
+        self.channels, self.width = in_chans, 20 + 4 * in_chans  # width: draws per image
         self._set(num_images, Stream.SHAPES_TRAIN)
 
     def _set(self, num_images: int, stream: Stream) -> None:
@@ -86,19 +86,17 @@ class Shapes(Source):
         height, width = self.size
         y, x = np.mgrid[:height, :width].astype(np.float32)[:, None] + np.float32(0.5)  # (1, H, W), pixel centres
         short = min(height, width)
-        radius = short * (0.27 + 0.17 * u[:, 1])
+        radius = short * (0.3 + 0.16 * u[:, 1])
         center_x, center_y = radius + u[:, 2] * (width - 2 * radius), radius + u[:, 3] * (height - 2 * radius)
-        across, down = rotate((x - center_x) / radius, (y - center_y) / radius, u[:, 4], u[:, 5])
+        across, down = rotate((x - center_x) / radius, (y - center_y) / radius, 0.36 * u[:, 4] - 0.18)  # 20 degrees
         outline = each(list(FORMS.values()), self.form[rows.start : rows.stop], across, down) * radius  # in pixels
         inside = np.clip(0.5 - outline, 0, 1)[:, None]  # (n, 1, H, W)
-        ground, figure = (texture(x, y, short, u[:, at : at + 7])[:, None] for at in (6, 13))
-        level, gap = u[:, 20:21], u[:, 21:22]  # (n, 1, 1, 1)
-        other = level + 0.4 + 0.2 * gap
-        other -= np.floor(other)  # differs from `level` by 0.4 at least
-        tints = 0.1 + 0.8 * np.stack([level, other]) + 0.2 * (np.stack(np.split(u[:, 24:], 4, axis=1)[:2]) - 0.5)
-        swings = 0.24 * (np.stack(np.split(u[:, 24:], 4, axis=1)[2:]) - 0.5)  # (2, n, C, 1, 1)
-        image = tints[0] + swings[0] * ground
-        image += (tints[1] + swings[1] * figure - image) * inside
+        ground, figure = (texture(x, y, short, u[:, at : at + 6])[:, None] for at in (5, 11))
+        hue, shift, ground_swing, figure_swing = np.split(u[:, 20:], 4, axis=1)  # (n, C, 1, 1)
+        other = hue + 0.4 + 0.2 * shift
+        other -= np.floor(other)  # differs from `hue` by 0.4 at least, in every channel
+        image = hue + (0.3 * ground_swing - 0.15) * ground
+        image += (other + (0.3 * figure_swing - 0.15) * figure - image) * inside
         return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
@@ -114,21 +112,18 @@ def each(
     return out
 
 
-def rotate(x: Plane, y: Plane, angle: PerImage, quarter: PerImage) -> tuple[Plane, Plane]:
-    """Coordinates turned by a random angle: (1 - t², 2t) / (1 + t²) for |t| < 0.4142, an eighth, then quarter turns."""
-    t = angle * 0.8284 - 0.4142
+def rotate(x: Plane, y: Plane, t: PerImage) -> tuple[Plane, Plane]:
+    """Coordinates turned by an angle whose half has the tangent `t`."""
     cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
-    turns = [quarter < 0.25, quarter < 0.5, quarter < 0.75]
-    cos, sin = np.select(turns, [cos, -sin, -cos], sin), np.select(turns, [sin, cos, -sin], -cos)
     return x * cos + y * sin, y * cos - x * sin
 
 
-def texture(x: Grid, y: Grid, short: int, u: Float32[np.ndarray, "n 7 1 1"]) -> Plane:
-    """A pattern in [-1, 1] over the pixels, of random kind, wavelength, phase and direction."""
+def texture(x: Grid, y: Grid, short: int, u: Float32[np.ndarray, "n 6 1 1"]) -> Plane:
+    """A pattern in [-1, 1] over the pixels, of random kind, wavelength, direction and phase."""
     length = short * (0.12 + 0.18 * u[:, 1])
-    across, down = rotate(x / length, y / length, u[:, 2], u[:, 3])
+    across, down = rotate(x / length, y / length, 2 * u[:, 2] - 1)
     kind = (u[:, 0, 0, 0] * len(TEXTURES)).astype(np.int64)
-    return each(TEXTURES, kind, across + u[:, 4], down + u[:, 5], u[:, 6])
+    return each(TEXTURES, kind, across + u[:, 3], down + u[:, 4], u[:, 5])
 
 
 def triangle_wave(x: Plane) -> Plane:
