@@ -32,7 +32,7 @@ def whole(head, features, mask):
         places = head.mask_token.repeat(len(tokens), PLACES, 1)
         index = mask.fed[..., None].expand(-1, -1, tokens.shape[-1])
         places = places.scatter(1, index, tokens)
-    sequence = torch.cat([prefix, places + head.pos_embed], dim=1)
+    sequence = torch.cat([prefix, places + head.pos_embed[:, 1:]], dim=1)  # the class token has no position
     for block in head.blocks:
         sequence = block(sequence)
     return head.predict(head.norm(sequence[:, features.num_prefix_tokens :]))

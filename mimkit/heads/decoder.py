@@ -4,6 +4,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,7 +46,8 @@ class Decoder(Head):
         self.embed = nn.Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if feed == "visible" else None
         self.pos_embed: Tensor
-        self.register_buffer("pos_embed", sincos_positions(grid, embed_dim, pos_first == "column"), persistent=False)
+        positions = sincos_positions(grid, embed_dim, pos_first == "column")
+        self.register_buffer("pos_embed", F.pad(positions, (0, 0, 1, 0)))  # the class token's is zero
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)
         )
@@ -67,16 +69,15 @@ class Decoder(Head):
         return self.predict(self.norm(chosen))
 
     def _fill(self, features: Features, mask: Mask) -> Float[Tensor, "B N D"]:
-        """Encoded tokens put back in raster order, mask tokens elsewhere, positions added (the prefix has none)."""
+        """Encoded tokens put back in raster order, mask tokens elsewhere, positions added."""
         embedded = self.embed(features.sequence)
-        prefix, fed = embedded.split(
-            (features.num_prefix_tokens, embedded.shape[1] - features.num_prefix_tokens), dim=1
-        )
+        prefix, fed = embedded.split((features.num_prefix_tokens, embedded.shape[1] - features.num_prefix_tokens), dim=1)
+        of_prefix, positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         if mask.fed is None:
-            places = fed + self.pos_embed
+            places = fed + positions
         else:
             assert self.mask_token is not None  # feed is visible
             rows = torch.arange(len(fed), device=fed.device)[:, None]
-            blank = (self.mask_token + self.pos_embed).to(fed.dtype).expand(len(fed), -1, -1)
-            places = blank.index_put((rows, mask.fed), fed + self.pos_embed[0, mask.fed].to(fed.dtype))
-        return torch.cat([prefix, places], dim=1)
+            blank = (self.mask_token + positions).to(fed.dtype).expand(len(fed), -1, -1)
+            places = blank.index_put((rows, mask.fed), fed + positions[0, mask.fed].to(fed.dtype))
+        return torch.cat([prefix + of_prefix, places], dim=1)

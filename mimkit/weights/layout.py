@@ -18,7 +18,6 @@ class Layout:
         are concatenated along their first axis, in the order of these rules (separate query, key and value).
     absent: pattern of ours that the file need not bring.
     left_over: pattern of theirs that may find no place in the model.
-    fixed: names of ours that are constant sine-cosine positions; they are compared, not copied.
     """
 
     name: str
@@ -27,7 +26,6 @@ class Layout:
     lacks: frozenset[str] = frozenset()
     absent: str = ""
     left_over: str = ""
-    fixed: frozenset[str] = frozenset()
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether a state dict with these names is of this kind."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from math import isqrt
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -15,7 +16,6 @@ from mimkit.model import Model
 from mimkit.types import Encoder
 from mimkit.weights.files import read_weights
 from mimkit.weights.layout import Layout
-from mimkit.weights.positions import check_grid, check_positions, is_sincos
 
 SHOWN = 3  # names of a kind that a message or the report spells out
 
@@ -44,15 +44,16 @@ class Report:
 def load_official(model: Model | Encoder, source: str | Path | Mapping[str, Tensor]) -> Report:
     """Load published weights, a file or a state dict, into a model or an encoder; prints and gives the report.
 
-    Raises UserError, and loads nothing, unless all that this kind of file must bring has its place with an equal shape,
-    and its fixed positions are the model's.
+    Positions are loaded like all else, fixed ones too, so the model computes what its authors' did whichever axis comes
+    first in them. Raises UserError, and loads nothing, unless all that this kind of file must bring has its place with an
+    equal shape.
     """
     theirs = source if isinstance(source, Mapping) else read_weights(Path(source))
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     layout = _recognise(theirs, where)
     where = f"{where} ({layout.name})"
     encoder = model if isinstance(model, Encoder) else model.encoder
-    places, origins = _places(model, layout), layout.origins(theirs)
+    places, origins = _places(model), layout.origins(theirs)
     tensors = {ours: _joined([theirs[name] for name in origins[ours]], where) for ours in origins if ours in places}
     matched = {name for ours in tensors for name in origins[ours]}
     report = Report(
@@ -65,15 +66,11 @@ def load_official(model: Model | Encoder, source: str | Path | Mapping[str, Tens
     unused = heads if model is encoder else set()  # an encoder alone has no use for a head
     homeless = [name for name in report.left_over if not re.fullmatch(layout.left_over, name) and name not in unused]
     missing = [name for name in report.absent if not re.fullmatch(layout.absent, name)]
-    fixed = {ours for ours in layout.fixed & tensors.keys() if is_sincos(places[ours], encoder.grid)}
-    copied = {ours: tensor for ours, tensor in tensors.items() if ours not in fixed}
-    check_grid(encoder, tensors, where)
-    if differences := _differences(places, copied, homeless, missing):
+    _check_grid(encoder, tensors, where)
+    if differences := _differences(places, tensors, homeless, missing):
         raise UserError(f"{where} does not fit the model; {differences}")
-    for ours in fixed:
-        check_positions(ours, places[ours], tensors[ours], encoder.grid, where)
     with torch.no_grad():
-        for ours, tensor in copied.items():
+        for ours, tensor in tensors.items():
             places[ours].copy_(tensor)
     print(report)
     return report
@@ -94,15 +91,33 @@ def _recognise(theirs: Mapping[str, Tensor], where: str) -> Layout:
     return found
 
 
-def _places(model: Model | Encoder, layout: Layout) -> dict[str, Tensor]:
-    """The model's tensors by the names that layouts use, with the constants that the layout has compared."""
+def _places(model: Model | Encoder) -> dict[str, Tensor]:
+    """The model's tensors by the names that layouts use."""
     parts: dict[str, nn.Module] = {"encoder": model}
     if isinstance(model, Model):
         objective = next(iter(model.objectives.values()))
         parts = {"encoder": model.encoder, "head": objective.get_submodule("head")}
-    places = {f"{part}.{name}": x for part in parts for name, x in parts[part].state_dict(keep_vars=True).items()}
-    buffers = {f"{part}.{name}": buffer for part in parts for name, buffer in parts[part].named_buffers()}
-    return places | {name: buffer for name, buffer in buffers.items() if name in layout.fixed}
+    return {f"{part}.{name}": x for part in parts for name, x in parts[part].state_dict(keep_vars=True).items()}
+
+
+def _check_grid(encoder: Encoder, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError where a file's positions are of another number of places than the encoder's grid.
+
+    tensors: by our names, of an encoder that drives a timm ViT.
+    """
+    positions = tensors.get("encoder.timm_model.pos_embed")
+    patches = tensors.get("encoder.timm_model.patch_embed.proj.weight")
+    if positions is None or patches is None or positions.ndim != 3 or patches.ndim != 4:
+        return  # the names and shapes are told by other checks
+    places = positions.shape[1] - ("encoder.timm_model.cls_token" in tensors)
+    height, width = encoder.grid
+    if places == height * width:
+        return
+    side, patch_size = isqrt(places), patches.shape[-1]
+    fits = f"image_size={side * patch_size} with encoder.patch_size={patch_size} would fit"
+    if side * side != places:
+        fits = f"an image_size of {places} patches of {patch_size}x{patch_size} pixels would fit"
+    raise UserError(f"{where}: its positions are of {places} places, the encoder's grid is {height}x{width}; {fits}")
 
 
 def _joined(tensors: Sequence[Tensor], where: str) -> Tensor:

@@ -48,7 +48,6 @@ LAYOUTS = (
         "MAE, encoder and decoder",
         has=AUTHORS | {"decoder_pred.weight"},
         rename=(ENCODER, *DECODER),
-        fixed=frozenset({POSITIONS, "head.pos_embed"}),
     ),
     Layout(
         "MAE, encoder",
@@ -57,7 +56,6 @@ LAYOUTS = (
         rename=(ENCODER,),
         absent=NO_HEAD,
         left_over=r"head\..+",  # a linear probe's classifier
-        fixed=frozenset({POSITIONS}),
     ),
     Layout(
         "MAE, fine-tuned (no final norm; positions were learned)",
@@ -70,13 +68,11 @@ LAYOUTS = (
         "Hugging Face ViTMAEForPreTraining",
         has=frozenset({"vit.embeddings.position_embeddings", "decoder.decoder_pred.weight"}),
         rename=(*HF_ENCODER, *HF_DECODER),
-        fixed=frozenset({POSITIONS, "head.pos_embed"}),
     ),
     Layout(
         "Hugging Face ViTMAEModel",
         has=frozenset({"embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"}),
         rename=HF_ENCODER,
         absent=NO_HEAD,
-        fixed=frozenset({POSITIONS}),
     ),
 )
