@@ -10,7 +10,7 @@ import typer
 from mimkit.errors import UserError
 
 EXIT_MISTAKE, EXIT_STOPPED = 2, 75
-ClickException = typer.BadParameter.__mro__[2]  # whichever click typer carries
+ClickException: Any = typer.BadParameter.__mro__[2]  # whichever click typer carries
 
 app = typer.Typer(
     name="mimkit",
@@ -165,7 +165,7 @@ def main() -> NoReturn:
     except UserError as error:
         sys.exit(_mistake(str(error)))
     except ClickException as error:
-        sys.exit(_mistake(f"{error.format_message()} (mimkit --help shows the commands)"))  # type: ignore[attr-defined]
+        sys.exit(_mistake(f"{error.format_message()} (mimkit --help shows the commands)"))
     except typer.Abort:
         sys.exit(_mistake("interrupted"))
     sys.exit(code or 0)
