@@ -1,0 +1,320 @@
+"""MAE's training step against the implementations that can be installed: forward, backward, optimizer, on ready batches.
+
+    python benchmarks/step.py [--config a|b] [--batch N] [--rounds N] [--peers NAME ...] [--tuned-peers] [--json]
+
+First the losses are compared on the same weights, images and mask. Then every implementation trains in a process of its
+own, so that the allocator settings of one do not help another, and the processes take turns, one at a time. mimkit runs
+with what `mimkit train` sets, the peers as their examples run them; `--tuned-peers` gives them the same allocator settings
+and the fused optimizer. A ratio is the median over the rounds of the ratio within a round.
+"""
+
+import argparse
+import json
+import multiprocessing
+import re
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from io import StringIO
+from math import inf, nan
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+import mimkit
+from mimkit.train.memory import keep_large_blocks
+from mimkit.types import Standardize
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+GEMM = 8192 if CUDA else 2048  # rows and columns of the square product that gives the peak
+PEERS = {"huggingface": "transformers", "lightly": "lightly", "vit-pytorch": "vit-pytorch"}  # what to pip install
+COLUMNS = ("images_per_s", "to_mimkit", "to_best_peer", "of_gemm_peak", "peak_memory_gb")
+Figures = dict[str, list[float]]  # by name, one per round
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One configuration; an MLP is four times as wide as its tokens, three quarters of the places are hidden."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+    batch: int
+
+    @property
+    def places(self) -> int:
+        """L, patch places of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def flops(self) -> float:
+        """Matrix products of one training step per image, as published: every token passes every block, forward x 3."""
+        visible, everything, pixels = self.places // 4 + 1, self.places + 1, 3 * self.patch_size**2
+        total = 2 * visible * self.width * (pixels + self.decoder_width) + 2 * self.places * self.decoder_width * pixels
+        halves = (self.depth, visible, self.width), (self.decoder_depth, everything, self.decoder_width)
+        for depth, tokens, width in halves:
+            total += depth * (24 * tokens * width**2 + 4 * tokens**2 * width)
+        return 3.0 * total
+
+
+SHAPES = {
+    "a": Shape(224, 16, 768, 12, 12, 512, 8, 16, batch=16),
+    "b": Shape(32, 4, 192, 12, 3, 192, 4, 3, batch=256),
+}
+
+
+def build_mimkit(shape: Shape) -> Any:
+    """The shipped recipe in this shape; reads uint8 images."""
+    widths = {"encoder": (shape.width, shape.depth, shape.heads)}
+    widths["head"] = (shape.decoder_width, shape.decoder_depth, shape.decoder_heads)
+    overrides = [f"image_size={shape.image_size}", f"encoder.patch_size={shape.patch_size}"]
+    for role, (width, depth, heads) in widths.items():
+        overrides += [f"{role}.embed_dim={width}", f"{role}.depth={depth}", f"{role}.num_heads={heads}"]
+    return mimkit.build("mae", *overrides)
+
+
+def build_huggingface(shape: Shape) -> Any:
+    """transformers' model with its default attention."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    encoder: Any = dict(zip(names, (shape.width, shape.depth, shape.heads, 4 * shape.width)))
+    values = (shape.decoder_width, shape.decoder_depth, shape.decoder_heads, 4 * shape.decoder_width)
+    decoder: Any = {f"decoder_{name}": value for name, value in zip(names, values)}
+    sizes: Any = {"image_size": shape.image_size, "patch_size": shape.patch_size}
+    return ViTMAEForPreTraining(ViTMAEConfig(**sizes, **encoder, **decoder, norm_pix_loss=True, layer_norm_eps=1e-6))
+
+
+class Lightly(nn.Module):
+    """lightly's modules, put together as in its documentation, with the target normalised per patch."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        from lightly.models.modules import MaskedVisionTransformerTIMM
+        from lightly.models.modules.masked_vision_transformer_decoder_timm import MaskedVisionTransformerDecoderTIMM
+        from timm.models.vision_transformer import VisionTransformer
+
+        sizes: dict[str, Any] = {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads}
+        vit = VisionTransformer(shape.image_size, shape.patch_size, num_classes=0, global_pool="", **sizes)
+        width = shape.decoder_width
+        self.patch_size = shape.patch_size
+        self.backbone = MaskedVisionTransformerTIMM(vit)
+        self.embed = nn.Linear(shape.width, width)
+        self.decoder = MaskedVisionTransformerDecoderTIMM(shape.places, width, shape.decoder_depth, shape.decoder_heads)
+        self.predict = nn.Linear(width, 3 * shape.patch_size**2)
+
+    def forward(self, images: Tensor, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The loss of standardised images; `places` are those kept and those hidden, the class token being place 0."""
+        from lightly.models import utils
+
+        size = (len(images), self.backbone.sequence_length)
+        keep, hide = places or utils.random_token_mask(size=size, mask_ratio=0.75, device=images.device)
+        encoded = self.embed(self.backbone.encode(images=images, idx_keep=keep))
+        tokens = utils.repeat_token(self.decoder.mask_token, size)
+        tokens = utils.set_at_index(tokens, keep, encoded.type_as(tokens))
+        decoded = self.decoder(tokens)
+        prediction = self.predict(utils.get_at_index(decoded, hide))
+        patches = utils.patchify(images, self.patch_size)
+        target = utils.normalize_mean_var(utils.get_at_index(patches, hide - 1), dim=-1)
+        return nn.functional.mse_loss(prediction, target)
+
+
+def build_vit_pytorch(shape: Shape) -> Any:
+    """lucidrains' MAE: no class token, pixels not normalised, explicit attention."""
+    from vit_pytorch import MAE, ViT
+
+    sizes = {"image_size": shape.image_size, "patch_size": shape.patch_size, "dim": shape.width, "depth": shape.depth}
+    heads = {"heads": shape.heads, "dim_head": shape.width // shape.heads}
+    encoder = ViT(
+        **sizes, **heads, mlp_dim=4 * shape.width, num_classes=1000, pool="mean"
+    )  # release 1.26.11 fails with "cls"
+    decoder = {"decoder_dim": shape.decoder_width, "decoder_depth": shape.decoder_depth}
+    heads = {"decoder_heads": shape.decoder_heads, "decoder_dim_head": shape.decoder_width // shape.decoder_heads}
+    return MAE(encoder=encoder, masking_ratio=0.75, **decoder, **heads)
+
+
+BUILD = {"mimkit": build_mimkit, "huggingface": build_huggingface, "lightly": Lightly, "vit-pytorch": build_vit_pytorch}
+
+
+def compare_losses(shape: Shape, peers: list[str]) -> dict[str, str]:
+    """How far loss and gradient of each peer lie from mimkit's with the same weights, images and mask, relatively."""
+    torch.manual_seed(0)
+    model = build_mimkit(shape)
+    vit, head = model.encoder.timm_model, next(iter(model.objectives.values())).head
+    images = random_images(replace(shape, batch=min(shape.batch, 16)))
+    standard, noise, count = Standardize(3)(images), torch.rand(len(images), shape.places), shape.places // 4
+    seen, unseen = noise.argsort(1).split((count, shape.places - count), dim=1)
+    others: dict[str, tuple[nn.Module, Tensor]] = {}
+    if "huggingface" in peers:
+        theirs = build_huggingface(shape)
+        theirs.vit.embeddings.position_embeddings.data.copy_(vit.pos_embed)
+        theirs.decoder.decoder_pos_embed.data.copy_(head.pos_embed)
+        with redirect_stdout(StringIO()):
+            mimkit.load_official(model, theirs.state_dict())
+        others["huggingface"] = theirs, theirs(pixel_values=standard, noise=noise).loss
+    if "lightly" in peers:
+        theirs, ends = Lightly(shape), ("embed.", "predict.")
+        theirs.backbone.vit.load_state_dict(vit.state_dict())
+        weights = {name if name.startswith(ends) else f"decoder.{name}": t for name, t in head.state_dict().items()}
+        theirs.load_state_dict(theirs.state_dict() | weights)
+        keep = torch.cat([torch.zeros_like(seen[:, :1]), seen + 1], dim=1)
+        others["lightly"] = theirs, theirs(standard, (keep, unseen + 1))
+    hidden = torch.ones_like(noise, dtype=torch.bool).scatter_(1, seen, False)
+    loss = model(images, mask=mimkit.Mask.from_hidden(hidden, fed=seen)).loss
+    loss.backward()
+    said = {"vit-pytorch": "not comparable: no class token, pixels not normalised"}
+    norm = clip_grad_norm_(model.parameters(), inf)
+    for name, (theirs, their_loss) in others.items():
+        their_loss.backward()
+        gap, slope = float(their_loss / loss - 1), float(clip_grad_norm_(theirs.parameters(), inf) / norm - 1)
+        said[name] = (
+            f"loss {float(their_loss):.6f}, off by {abs(gap):.1e}; norm of the gradient off by {abs(slope):.1e}"
+        )
+    return {name: said[name] for name in peers}
+
+
+def random_images(shape: Shape) -> Tensor:
+    """A ready batch of uint8 images."""
+    return torch.randint(0, 256, (shape.batch, 3, shape.image_size, shape.image_size), dtype=torch.uint8)
+
+
+def training_step(name: str, shape: Shape, tuned: bool) -> Callable[[], None]:
+    """A function that does one step of an implementation on a batch that lies ready on the device."""
+    images = random_images(shape)
+    images = (images if name == "mimkit" else Standardize(3)(images)).to(DEVICE)  # peers expect standardised ones
+    model = BUILD[name](shape).to(DEVICE).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1.5e-4, fused=True if tuned else None)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, enabled=CUDA):
+            out = model(images)
+        loss = out if isinstance(out, Tensor) else out.loss
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def product() -> Callable[[], object]:
+    """A function that does one square matrix product: the peak."""
+    left, right, out = torch.randn(3, GEMM, GEMM).to(DEVICE, torch.bfloat16 if CUDA else torch.float32)
+    return partial(torch.mm, left, right, out=out)
+
+
+def work(pipe: Connection, name: str, shape: Shape, tuned: bool, threads: int) -> None:
+    """The life of a process: for every number that arrives do so many repetitions, send their seconds; 0 ends it."""
+    torch.set_num_threads(threads)
+    if tuned:
+        keep_large_blocks()
+    once: Callable[[], object] = product() if name == "gemm" else training_step(name, shape, tuned)
+    wait = torch.cuda.synchronize if CUDA else lambda: None
+    while repetitions := pipe.recv():
+        wait()
+        began = time.perf_counter()
+        for _ in range(repetitions):
+            once()
+        wait()
+        pipe.send(time.perf_counter() - began)
+    pipe.send(peak_memory() / 1e9)
+
+
+def peak_memory() -> float:
+    """Bytes: of the device, or of this process where Linux tells it."""
+    if CUDA:
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
+    return 1024 * int(found[1]) if found else nan
+
+
+def take_turns(names: list[str], shape: Shape, tuned: bool, rounds: int, threads: int) -> tuple[Figures, Figures]:
+    """Figures per repetition of each name by round, and the peak memory of each process in GB."""
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in names:
+        pipes[name], end = context.Pipe()
+        arguments = (end, name, shape, tuned or name == "mimkit", threads)
+        context.Process(target=work, args=arguments, daemon=True).start()
+        end.close()  # so that the end of the process is seen here
+    repetitions = {name: 20 if CUDA else 5 if name == "gemm" else 1 for name in names}
+
+    def turn(name: str, count: int) -> float:
+        pipes[name].send(count)
+        return float(pipes[name].recv())
+
+    for name in names:  # to warm up
+        turn(name, 3)
+    seconds: Figures = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(turn(name, repetitions[name]) / repetitions[name])
+    return seconds, {name: [turn(name, 0)] for name in names}
+
+
+def summary(seconds: Figures, memory: Figures, shape: Shape) -> dict[str, dict[str, float]]:
+    """A line of figures per implementation, the fastest peer's name decided by the medians."""
+    peers = [name for name in seconds if name not in ("mimkit", "gemm")]
+    best = min(peers, key=lambda name: statistics.median(seconds[name])) if peers else "mimkit"
+    peak = 2 * GEMM**3 / statistics.median(seconds["gemm"])
+
+    def ratio(name: str, other: str) -> float:
+        return statistics.median(b / a for a, b in zip(seconds[name], seconds[other], strict=True))
+
+    lines = {}
+    for name in ("mimkit", *peers):
+        rate = shape.batch / statistics.median(seconds[name])
+        figures = (rate, ratio(name, "mimkit"), ratio(name, best), rate * shape.flops() / peak, memory[name][0])
+        lines[name] = dict(zip(COLUMNS, figures))
+    return lines | {"gemm": {"tflops": peak / 1e12}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", choices=SHAPES, default="b", help="a: ViT-B/16 at 224 px; b: ViT-tiny at 32 px")
+    parser.add_argument("--batch", type=int, help="images per step (a: 16, b: 256)")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each process")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="which to run (all)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of each process")
+    parser.add_argument("--tuned-peers", action="store_true", help="peers too get allocator settings and fused AdamW")
+    parser.add_argument("--json", action="store_true", help="print figures and every single time as JSON")
+    given = parser.parse_args()
+    shape = SHAPES[given.config]
+    shape = replace(shape, batch=given.batch or shape.batch)
+    peers = [name for name in given.peers if find_spec(PEERS[name].replace("-", "_"))]
+    equal = compare_losses(shape, peers)
+    equal |= {name: f"skipped: pip install {PEERS[name]}" for name in given.peers if name not in peers}
+    names = ["mimkit", *peers, "gemm"]
+    seconds, memory = take_turns(names, shape, given.tuned_peers, given.rounds, given.threads)
+    lines = summary(seconds, memory, shape)
+    if given.json:
+        print(json.dumps({"config": given.config, "batch": shape.batch, "equal": equal, **lines, "seconds": seconds}))
+        return
+    for name, said in equal.items():
+        print(f"{name:12} {said}")
+    kind = "bf16" if CUDA else "fp32"
+    tflops = lines.pop("gemm")["tflops"]
+    print(f"\nconfig {given.config}, batch {shape.batch}, {given.threads} threads, {given.rounds} rounds, {kind}")
+    print(f"peak: {tflops:.3f} TFLOP/s, a {GEMM} x {GEMM} x {GEMM} product in {kind}\n")
+    print(" " * 12, *(f"{column:>14}" for column in COLUMNS))
+    for name, line in lines.items():
+        print(f"{name:12}", *(f"{value:14.3f}" for value in line.values()))
+
+
+if __name__ == "__main__":
+    main()
