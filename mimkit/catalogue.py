@@ -29,7 +29,7 @@ def lines(role: str | None = None) -> Iterator[str]:
 
 
 def _role(role: str) -> Iterator[str]:
-    yield f"{role.upper()}S" if role != "data" else "DATA"
+    yield {"data": "DATA", "loss": "LOSSES"}.get(role, f"{role.upper()}S")
     for name in registry.names(role):
         component = registry.find(role, name)
         yield f"  {name:14} {(inspect.getdoc(component) or '').partition(chr(10))[0]}"

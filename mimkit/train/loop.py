@@ -23,6 +23,7 @@ from mimkit.train.signals import StopRequest
 from mimkit.weights import checkpoint
 from mimkit.weights.handover import save_encoder
 
+MANY_PLACES = 1024  # more are told of
 PICTURES = 8  # images in the picture of reconstructions
 SCORED = 256  # images whose reconstruction is scored at the end
 SAVE_FAILURES = 3  # saves in a row that may fail (disk full) before the run stops
@@ -53,6 +54,12 @@ def greet(run: Run, progress: Progress) -> None:
     if run.batches.batch_size < recipe.batches.batch_size:
         progress.say(
             f"note: there are fewer images than data.batch_size={recipe.batches.batch_size}; a batch is all of them"
+        )
+    height, width = run.model.encoder.grid
+    if height * width > MANY_PLACES:
+        progress.say(
+            f"note: {height}x{width} places an image make slow steps; a larger encoder.patch_size (16 is usual for "
+            "photographs) makes them far fewer"
         )
     if run.rate.warmup_steps >= run.rate.total_steps:
         progress.say("note: the warm-up is longer than the run, so the learning rate never reaches its peak")

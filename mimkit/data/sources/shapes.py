@@ -1,4 +1,4 @@
-"""The embedded data set: drawn shapes on textured ground, labelled by their form. It needs no download.
+"""The embedded data set: light shapes on dark textured ground, labelled by their form. It needs no download.
 
 Colours, textures, position, size and rotation vary and say nothing about the label. Per pixel only operations that
 IEEE 754 rounds exactly are used, so an image has the same bits whether it is drawn alone or among others.
@@ -92,11 +92,9 @@ class Shapes(Source):
         outline = each(list(FORMS.values()), self.form[rows.start : rows.stop], across, down) * radius  # in pixels
         inside = np.clip(0.5 - outline, 0, 1)[:, None]  # (n, 1, H, W)
         ground, figure = (texture(x, y, short, u[:, at : at + 6])[:, None] for at in (5, 11))
-        hue, shift, ground_swing, figure_swing = np.split(u[:, 20:], 4, axis=1)  # (n, C, 1, 1)
-        other = hue + 0.4 + 0.2 * shift
-        other -= np.floor(other)  # differs from `hue` by 0.4 at least, in every channel
-        image = hue + (0.3 * ground_swing - 0.15) * ground
-        image += (other + (0.3 * figure_swing - 0.15) * figure - image) * inside
+        dark, light, ground_swing, figure_swing = np.split(u[:, 20:], 4, axis=1)  # (n, C, 1, 1)
+        image = 0.12 + 0.3 * dark + (0.16 * ground_swing - 0.08) * ground
+        image += (0.6 + 0.3 * light + (0.16 * figure_swing - 0.08) * figure - image) * inside
         return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 

@@ -1,0 +1,50 @@
+"""The first 20 losses of every small recipe, kept in tests/golden: a change that should not change numbers leaves them.
+
+`python -m tests.test_golden` writes them anew, to be done only with a change that means to change numbers.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mimkit.draft import load_recipe, shipped
+from mimkit.train.loop import backward, update
+from mimkit.train.session import prepare
+
+FOLDER = Path(__file__).parent / "golden"
+SMALL = [name for name in shipped() if "/" not in name]
+OVERRIDES = ["train.max_steps=20", "data.batch_size=32", "data.num_images=320", "data.num_test=1", "train.device=cpu"]
+
+
+def trace(name: str, folder: Path) -> list[float]:
+    """Losses of 20 steps on the embedded data with one thread, batch 32."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run = prepare(load_recipe(name, ["data=shapes", *OVERRIDES]), folder / "run", resume=False)
+    stream, found = run.batches.start(), []
+    for _ in range(20):
+        for group in run.optimizer.param_groups:
+            group["lr"] = run.rate(run.step)
+        losses, norm = backward(run, next(stream))
+        update(run, losses["loss"], norm)
+        run.step += 1
+        found.append(losses["loss"].item())
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_first_losses_are_those_on_record(name: str, tmp_path: Path) -> None:
+    """Against tests/golden; 1e-4 relative, since kernels differ between processors."""
+    recorded = [float(line) for line in (FOLDER / f"{name}.txt").read_text().split()]
+    assert trace(name, tmp_path) == pytest.approx(recorded, rel=1e-4)
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    FOLDER.mkdir(exist_ok=True)
+    for recipe in SMALL:
+        with tempfile.TemporaryDirectory() as place:
+            (FOLDER / f"{recipe}.txt").write_text("\n".join(map(repr, trace(recipe, Path(place)))) + "\n")
