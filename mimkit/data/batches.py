@@ -1,5 +1,6 @@
 """The endless stream of training batches, the same for any number of workers and from any step on."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -102,6 +103,7 @@ class Batches:
                     timeout=WORKER_TIMEOUT,
                     pin_memory=self.device.type == "cuda",
                     generator=torch.Generator(),  # else the global one would be drawn from
+                    worker_init_fn=ignore_ctrl_c,
                 )
             )
         else:
@@ -136,6 +138,11 @@ class Batches:
         index, reason = next(iter(self.bad.items()))
         share = f"{len(self.bad)} of {len(self.source)} images ({len(self.bad) / len(self.source):.1%})"
         return f"{self.source.name}: {share} cannot be read, such as {self.source.describe(index)}: {reason}"
+
+
+def ignore_ctrl_c(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the main one alone decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Plan:

@@ -71,7 +71,9 @@ class Decoder(Head):
     def _fill(self, features: Features, mask: Mask) -> Float[Tensor, "B N D"]:
         """Encoded tokens put back in raster order, mask tokens elsewhere, positions added."""
         embedded = self.embed(features.sequence)
-        prefix, fed = embedded.split((features.num_prefix_tokens, embedded.shape[1] - features.num_prefix_tokens), dim=1)
+        prefix, fed = embedded.split(
+            (features.num_prefix_tokens, embedded.shape[1] - features.num_prefix_tokens), dim=1
+        )
         of_prefix, positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         if mask.fed is None:
             places = fed + positions

@@ -24,7 +24,9 @@ def draw(weights: Path, images: str | None, output: Path, count: int) -> str:
     if not weights.is_dir() or not (weights / "recipe.yaml").is_file():
         encoder = load(weights)
         if images is None:
-            raise UserError(f"{weights} is an encoder without a run: name images to show, as in mimkit show {weights} ./photos")
+            raise UserError(
+                f"{weights} is an encoder without a run: name images to show, as in mimkit show {weights} ./photos"
+            )
         draw_features(encoder, sample_views(_data(images, encoder), encoder, count), output)
         return f"{output}: principal components of the patch tokens of {weights}"
     recipe = load_recipe(weights / "recipe.yaml")

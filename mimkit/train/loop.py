@@ -1,6 +1,7 @@
 """The training loop. `fit` is the page to read: probe, batch, gradient, update, log, save, draw."""
 
 import json
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -40,7 +41,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> dict[str, Any]:
         with Progress(run.rate.total_steps, run.batches.steps_per_epoch, run.step) as progress:
             greet(run, progress)
             fit(run, progress, stop)
-        return finish(run, stop.name or "done")
+        return finish(run, "done" if run.done else stop.name)
 
 
 def greet(run: Run, progress: Progress) -> None:
@@ -93,7 +94,8 @@ def fit(run: Run, progress: Progress, stop: StopRequest) -> None:
         if run.done:
             probe(run, progress, stop)
         save(run, progress, must=True)
-        draw(run)
+        if run.done:
+            draw(run)
 
 
 def backward(run: Run, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -134,8 +136,8 @@ def check_finite(run: Run) -> None:
     if step < 0:
         return
     raise UserError(
-        f"step {step}: the loss or its gradient is not finite; the weights of step {step - 1} were left untouched. "
-        f"Lower optim.base_lr (or optim.lr), lengthen train.warmup_epochs or set train.clip_grad; run folder {run.folder}"
+        f"step {step}: the loss or its gradient is not finite; the step was not taken, and the checkpoints in "
+        f"{run.folder} are sound. Lower optim.base_lr (or optim.lr), lengthen train.warmup_epochs or set train.clip_grad"
     )
 
 
@@ -227,7 +229,9 @@ def finish(run: Run, exit_reason: str) -> dict[str, Any]:
     """Write summary.json."""
     lines = read_metrics(run.folder)
     losses = [line["loss"] for line in lines if "loss" in line]
+    rates = [line["images_per_s"] for line in lines if "loss" in line]
     scores = [line for line in lines if "probe" in line]
+    scored = reconstruction_scores(run.model, sample_views(run.data, run.model.encoder, SCORED)) if run.done else {}
     summary = {
         "exit": exit_reason,
         "method": run.recipe.method,
@@ -236,11 +240,12 @@ def finish(run: Run, exit_reason: str) -> dict[str, Any]:
         "epoch": round(run.step / run.batches.steps_per_epoch, 4),
         "images": run.step * run.batches.batch_size,
         "seconds": round(run.seconds, 2),
+        "images_per_s": statistics.median(rates) if rates else None,
         "loss": losses[-1] if losses else None,
         "knn_top1_untrained": scores[0]["knn_top1"] if scores else None,
         "knn_top1": scores[-1]["knn_top1"] if scores else None,
         "knn_top1_best": max((line["knn_top1"] for line in scores), default=None),
-        **reconstruction_scores(run.model, sample_views(run.data, run.model.encoder, SCORED)),
+        **scored,
         "bad_files": len(run.batches.bad),
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "encoder_parameters": sum(p.numel() for p in run.model.encoder.parameters()),

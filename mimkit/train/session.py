@@ -21,7 +21,13 @@ from mimkit.weights import checkpoint
 
 @dataclass
 class Run:
-    """All that the loop works on. `step` counts the optimizer steps that are done."""
+    """All that the loop works on.
+
+    step: optimizer steps that are done.
+    seconds: of training, probes and pictures, over all resumes.
+    meter: sum of the losses since the last line of metrics, and the number of steps.
+    first_bad: first step whose loss or gradient was not finite; -1 while there is none.
+    """
 
     recipe: Recipe
     folder: Path
@@ -34,11 +40,9 @@ class Run:
     metrics: Metrics
     device: torch.device
     step: int = 0
-    seconds: float = 0.0  # of training, probes and pictures, over all resumes
-    meter: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  # sum of losses, steps
-    first_bad: Tensor = field(
-        default_factory=lambda: torch.tensor(-1)
-    )  # first step whose loss or gradient is not finite
+    seconds: float = 0.0
+    meter: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    first_bad: Tensor = field(default_factory=lambda: torch.tensor(-1))
     failed_saves: int = 0
 
     def every(self, epochs: float) -> bool:
