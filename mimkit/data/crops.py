@@ -5,6 +5,7 @@ resampling as Pillow's (a = -0.5; the box is cut out first, so pixels outside of
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 import numpy as np
@@ -17,6 +18,7 @@ from mimkit.data.source import Picture, Size
 
 DRAWS = 24  # numbers in [0, 1) per sample and epoch: 10 attempts of (area, ratio), top, left, flip, one spare
 ATTEMPTS = 10
+TABLE_LENGTH = 64  # pixels of a side up to which the weights of all its boxes are kept (67 MB at 64 to 64)
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ def resized_crop(
     As Pillow and torch, rounded to 8 bits between the two; columns first as torch (Pillow 13: the cheaper first).
     """
     top, left, box_height, box_width = boxes.unbind(1)
-    columns = bicubic_weights(images.shape[3], left, box_width, size[1])  # (B, w, W)
+    columns = weights_of(images.shape[3], left, box_width, size[1])  # (B, w, W)
     columns = columns.flip(1).where(flips[:, None, None], columns)
-    rows = bicubic_weights(images.shape[2], top, box_height, size[0])  # (B, h, H)
+    rows = weights_of(images.shape[2], top, box_height, size[0])  # (B, h, H)
     batch, channels, height, _ = images.shape
     across = torch.bmm(images.flatten(1, 2).float(), columns.mT).round_().clamp_(0, 255)  # (B, C·H, w)
     across = across.view(batch, channels, height, size[1])
@@ -103,6 +105,22 @@ def resized_crop(
     for channel in range(channels):
         out[:, channel] = torch.bmm(rows, across[:, channel]).round_().clamp_(0, 255)
     return out
+
+
+def weights_of(
+    length: int, start: Int[Tensor, " B"], extent: Int[Tensor, " B"], size: int
+) -> Float[Tensor, "B size length"]:
+    """As `bicubic_weights`; of a short side every box's weights are computed once and looked up."""
+    if length > TABLE_LENGTH:
+        return bicubic_weights(length, start, extent, size)
+    return weight_table(length, size, start.device)[start * length + extent - 1]
+
+
+@lru_cache(maxsize=4)
+def weight_table(length: int, size: int, device: torch.device) -> Float[Tensor, "boxes size length"]:
+    """Weights of the boxes from `start` over `extent`, at start * length + extent - 1."""
+    pixels = torch.arange(length, device=device)
+    return bicubic_weights(length, pixels.repeat_interleave(length), pixels.repeat(length) + 1, size)
 
 
 def bicubic_weights(

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from einops import rearrange
 from jaxtyping import Float
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mimkit.errors import UserError
 from mimkit.geometry import grid_of
-from mimkit.transformer import init_xavier, sincos_positions
+from mimkit.transformer import init_xavier, linear, quicken, sincos_positions
 from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardize, gather_places
 
 SIZES = {  # embed_dim, depth, num_heads
@@ -88,6 +87,7 @@ class ViT(Encoder):
             weight_init="skip",
         )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim)) if feed == "all" else None
+        quicken(self.timm_model)
         self._init_weights(pos_embed, pos_first)
 
     @torch.no_grad()
@@ -144,7 +144,7 @@ class ViT(Encoder):
         if mask is not None and mask.fed is not None:  # gather pixels first: only what is fed is embedded
             patches, hidden = gather_places(patches, mask.fed), gather_places(mask.hidden, mask.fed)
             positions = positions[0, mask.fed]
-        tokens = F.linear(patches, proj.weight.flatten(1), proj.bias)
+        tokens = linear(patches, proj.weight.flatten(1), proj.bias)
         if hidden is not None and self.mask_token is not None:
             tokens = torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
         return tokens + positions

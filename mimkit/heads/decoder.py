@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
-from mimkit.transformer import block_at, init_xavier, sincos_positions
+from mimkit.transformer import block_at, init_xavier, quicken, sincos_positions
 from mimkit.types import Features, Feed, Head, Mask, Size
 
 
@@ -53,6 +53,7 @@ class Decoder(Head):
         )
         self.norm = norm_layer(embed_dim)
         self.predict = nn.Linear(embed_dim, out_dim)
+        quicken(self)
         init_xavier(self)
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
