@@ -82,19 +82,19 @@ def quicken(module: nn.Module) -> None:
 
     For blocks without dropout and without norms of queries and keys.
     """
-    from timm.layers import Attention
+    from timm.layers.attention import Attention
 
     for layer in module.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = QuickLinear
         elif type(layer) is Attention:
-            layer.__class__ = QuickAttention
+            layer.__class__ = QuickAttention  # type: ignore[assignment]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear; in float32 training on a CPU by oneDNN, whose products of long thin matrices are the faster ones."""
+    """F.linear; in float32 on a CPU by oneDNN, whose products of long thin matrices are the faster ones."""
     on_cpu = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and bias is not None
-    plain = not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    plain = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
     if on_cpu and not plain and ONEDNN:
         return cast(Tensor, _OneDNNLinear.apply(x, weight, bias))
     return F.linear(x, weight, bias)
@@ -105,6 +105,7 @@ class _OneDNNLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()  # the same bits whatever the strides were
         ctx.save_for_backward(x, weight)
         return _product(x, weight, bias)
 
@@ -113,9 +114,9 @@ class _OneDNNLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        of_x = _product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
+        of_x = _product(grad.contiguous(), weight.t(), None) if ctx.needs_input_grad[0] else None
         return of_x, flat.t() @ x.flatten(0, -2), flat.sum(0)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
