@@ -11,7 +11,6 @@ and the fused optimizer. A ratio is the median over the rounds of the ratio with
 import argparse
 import json
 import multiprocessing
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -58,6 +57,10 @@ class Shape:
     def places(self) -> int:
         """L, patch places of an image."""
         return (self.image_size // self.patch_size) ** 2
+
+    def images(self) -> Tensor:
+        """A ready batch of uint8 images."""
+        return torch.randint(0, 256, (self.batch, 3, self.image_size, self.image_size), dtype=torch.uint8)
 
     def flops(self) -> float:
         """Matrix products of one training step per image, as published: every token passes every block, forward x 3."""
@@ -153,7 +156,7 @@ def compare_losses(shape: Shape, peers: list[str]) -> dict[str, str]:
     torch.manual_seed(0)
     model = build_mimkit(shape)
     vit, head = model.encoder.timm_model, next(iter(model.objectives.values())).head
-    images = random_images(replace(shape, batch=min(shape.batch, 16)))
+    images = replace(shape, batch=min(shape.batch, 16)).images()
     standard, noise, count = Standardize(3)(images), torch.rand(len(images), shape.places), shape.places // 4
     seen, unseen = noise.argsort(1).split((count, shape.places - count), dim=1)
     others: dict[str, tuple[Any, Tensor]] = {}  # first layer and loss
@@ -185,15 +188,11 @@ def compare_losses(shape: Shape, peers: list[str]) -> dict[str, str]:
     return {name: said[name] for name in peers}
 
 
-def random_images(shape: Shape) -> Tensor:
-    """A ready batch of uint8 images."""
-    return torch.randint(0, 256, (shape.batch, 3, shape.image_size, shape.image_size), dtype=torch.uint8)
-
-
 def training_step(name: str, shape: Shape, tuned: bool) -> Callable[[], None]:
     """A function that does one step of an implementation on a batch that lies ready on the device."""
-    images = random_images(shape)
-    images = (images if name == "mimkit" else Standardize(3)(images)).to(DEVICE)  # peers expect standardised ones
+    images = (shape.images() if name == "mimkit" else Standardize(3)(shape.images())).to(
+        DEVICE
+    )  # peers expect standardised ones
     model = BUILD[name](shape).to(DEVICE).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1.5e-4, fused=True if tuned else None)
@@ -209,18 +208,16 @@ def training_step(name: str, shape: Shape, tuned: bool) -> Callable[[], None]:
     return step
 
 
-def product() -> Callable[[], object]:
-    """A function that does one square matrix product: the peak."""
-    left, right, out = torch.randn(3, GEMM, GEMM).to(DEVICE, torch.bfloat16 if CUDA else torch.float32)
-    return partial(torch.mm, left, right, out=out)
-
-
 def work(pipe: Connection, name: str, shape: Shape, tuned: bool, threads: int) -> None:
     """The life of a process: for every number that arrives do so many repetitions, send their seconds; 0 ends it."""
     torch.set_num_threads(threads)
     if tuned:
         keep_large_blocks()
-    once: Callable[[], object] = product() if name == "gemm" else training_step(name, shape, tuned)
+    if name == "gemm":
+        left, right, out = torch.randn(3, GEMM, GEMM).to(DEVICE, torch.bfloat16 if CUDA else torch.float32)
+        once: Callable[[], object] = partial(torch.mm, left, right, out=out)
+    else:
+        once = training_step(name, shape, tuned)
     wait = torch.cuda.synchronize if CUDA else lambda: None
     while repetitions := pipe.recv():
         wait()
@@ -237,8 +234,7 @@ def peak_memory() -> float:
     if CUDA:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
-    return 1024 * int(found[1]) if found else nan
+    return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0]) if status.exists() else nan
 
 
 def take_turns(names: list[str], shape: Shape, tuned: bool, rounds: int, threads: int) -> tuple[Figures, Figures]:
@@ -273,7 +269,7 @@ def summary(seconds: Figures, memory: Figures, shape: Shape) -> dict[str, dict[s
     peak = 2 * GEMM**3 / statistics.median(seconds["gemm"])
 
     def ratio(name: str, other: str) -> float:
-        return statistics.median(b / a for a, b in zip(seconds[name], seconds[other], strict=True))
+        return statistics.median(b / a for a, b in zip(seconds[name], seconds[other]))
 
     lines = {}
     for name in ("mimkit", *peers):
@@ -306,10 +302,9 @@ def main() -> None:
         return
     for name, said in equal.items():
         print(f"{name:12} {said}")
-    kind = "bf16" if CUDA else "fp32"
-    tflops = lines.pop("gemm")["tflops"]
+    tflops, kind = lines.pop("gemm")["tflops"], "bf16" if CUDA else "fp32"
     print(f"\nconfig {given.config}, batch {shape.batch}, {given.threads} threads, {given.rounds} rounds, {kind}")
-    print(f"peak: {tflops:.3f} TFLOP/s, a {GEMM} x {GEMM} x {GEMM} product in {kind}\n")
+    print(f"peak: {tflops:.3f} TFLOP/s, a {GEMM} x {GEMM} x {GEMM} product\n")
     print(" " * 12, *(f"{column:>14}" for column in COLUMNS))
     for name, line in lines.items():
         print(f"{name:12}", *(f"{value:14.3f}" for value in line.values()))

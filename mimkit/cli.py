@@ -160,6 +160,8 @@ def check_writable(path: Path) -> None:
 
 def main() -> NoReturn:
     """Run the command line and leave with 0, 2 (the user's mistake), 75 (stopped after saving) or 1 (a bug)."""
+    # Threads that wait for each other give the core away soon: else a step on a shared machine can take forty times as long.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is loaded
     try:
         code: Any = app(standalone_mode=False)
     except UserError as error:
