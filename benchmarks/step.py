@@ -82,7 +82,7 @@ def build_mimkit(shape: Shape) -> Any:
     """The shipped recipe in this shape; reads uint8 images."""
     widths = {"encoder": (shape.width, shape.depth, shape.heads)}
     widths["head"] = (shape.decoder_width, shape.decoder_depth, shape.decoder_heads)
-    overrides = [f"image_size={shape.image_size}", f"encoder.patch_size={shape.patch_size}"]
+    overrides = ["mask.ratio=0.75", f"image_size={shape.image_size}", f"encoder.patch_size={shape.patch_size}"]
     for role, (width, depth, heads) in widths.items():
         overrides += [f"{role}.embed_dim={width}", f"{role}.depth={depth}", f"{role}.num_heads={heads}"]
     return mimkit.build("mae", *overrides)
