@@ -1,16 +1,14 @@
-"""What encoders and heads share around timm's blocks: positions, initial weights, a partial block, quicker layers."""
+"""Parts that encoders and heads share around timm's transformer blocks: positions, initial weights, a partial block."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from mimkit.quick import linear
 from mimkit.types import Size, gather_places
-
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def sincos_positions(grid: Size, dim: int, column_first: bool = True) -> Float[Tensor, "1 L D"]:
@@ -53,70 +51,3 @@ def block_at(block: Any, sequence: Float[Tensor, "B N D"], index: Int[Tensor, "B
     mixed = attn.proj(mixed.transpose(1, 2).flatten(2))
     chosen = gather_places(sequence, index) + block.drop_path1(block.ls1(mixed))
     return chosen + block.drop_path2(block.ls2(block.mlp(block.norm2(chosen))))
-
-
-class QuickAttention(nn.Module):
-    """Takes the place of timm's plain `Attention`: the heads are views of the projections, so fewer copies are made."""
-
-    qkv: nn.Module
-    proj: nn.Module
-    num_heads: int
-    head_dim: int
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        split = (*x.shape[:2], self.num_heads, self.head_dim)
-        query, key, value = (part.view(split).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, is_causal=is_causal)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
-
-
-class QuickLinear(nn.Linear):
-    """nn.Linear by way of `linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-def quicken(module: nn.Module) -> None:
-    """Let linear layers and attentions compute the same in less time; names and weights stay.
-
-    For blocks without dropout and without norms of queries and keys.
-    """
-    from timm.layers.attention import Attention
-
-    for layer in module.modules():
-        if type(layer) is nn.Linear:
-            layer.__class__ = QuickLinear
-        elif type(layer) is Attention:
-            layer.__class__ = QuickAttention  # type: ignore[assignment]
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear; in float32 on a CPU by oneDNN, whose products of long thin matrices are the faster ones."""
-    on_cpu = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and bias is not None
-    plain = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-    if on_cpu and not plain and ONEDNN:
-        return cast(Tensor, _OneDNNLinear.apply(x, weight, bias))
-    return F.linear(x, weight, bias)
-
-
-class _OneDNNLinear(torch.autograd.Function):
-    """Forward and the inputs' gradient by oneDNN; the weights' gradient, a long sum, stays with the BLAS."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        x, weight = x.contiguous(), weight.contiguous()  # the same bits whatever the strides were
-        ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        flat = grad.flatten(0, -2)
-        of_x = _product(grad.contiguous(), weight.t(), None) if ctx.needs_input_grad[0] else None
-        return of_x, flat.t() @ x.flatten(0, -2), flat.sum(0)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

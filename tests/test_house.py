@@ -25,6 +25,7 @@ FLOORS = [  # from the top: each may import its own floor and those below it
     {"registry"},
     {"encoders", "masks", "heads", "targets", "normalizers", "losses"},
     {"transformer"},
+    {"quick"},
     {"types"},
     {"mask"},
     {"geometry", "disk"},

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mimkit.errors import UserError
 from mimkit.geometry import grid_of
-from mimkit.transformer import init_xavier, linear, quicken, sincos_positions
+from mimkit.quick import linear, quicken
+from mimkit.transformer import init_xavier, sincos_positions
 from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardize, gather_places
 
 SIZES = {  # embed_dim, depth, num_heads

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
-from mimkit.transformer import block_at, init_xavier, quicken, sincos_positions
+from mimkit.quick import quicken
+from mimkit.transformer import block_at, init_xavier, sincos_positions
 from mimkit.types import Features, Feed, Head, Mask, Size
 
 
