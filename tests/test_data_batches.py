@@ -172,7 +172,8 @@ def test_a_dead_worker_is_an_error_and_not_a_hang(photos):
 
     stream = Batches(Folder(path=str(photos)), (16, 16), 3, 4, workers=1).start(0)
     next(stream)
-    os.kill(mp.active_children()[0].pid, signal.SIGKILL)
+    for worker in mp.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(UserError, match=r"data\.workers"):
         for _ in range(1000):
             next(stream)

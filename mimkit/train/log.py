@@ -57,9 +57,9 @@ class Clock:
 class Progress:
     """The line that moves. Use as a context."""
 
-    def __init__(self, total_steps: int, steps_per_epoch: int, step: int):
-        self.total, self.per_epoch, self.first = total_steps, steps_per_epoch, step
-        self.began = self.spoke = time.perf_counter()
+    def __init__(self, total_steps: int, steps_per_epoch: int, batch_size: int, step: int):
+        self.total, self.per_epoch, self.batch_size = total_steps, steps_per_epoch, batch_size
+        self.spoke = time.perf_counter()
         self.bar: Any = None
         if sys.stdout.isatty():
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -81,7 +81,7 @@ class Progress:
         """Show where the run is."""
         line = (
             f"step {step}/{self.total}  epoch {step / self.per_epoch:.2f}  loss {loss:.4f}  "
-            f"{rates['images_per_s']:.0f} images/s  data-wait {100 * rates['data_wait']:.1f} %  ETA {self._eta(step)}"
+            f"{rates['images_per_s']:.0f} images/s  data-wait {100 * rates['data_wait']:.1f} %  ETA {self._eta(step, rates)}"
         )
         now = time.perf_counter()
         if self.bar:
@@ -97,8 +97,9 @@ class Progress:
         else:
             print(text, flush=True)
 
-    def _eta(self, step: int) -> str:
-        left = (time.perf_counter() - self.began) / max(1, step - self.first) * (self.total - step)
+    def _eta(self, step: int, rates: dict[str, float]) -> str:
+        """Time of training that is left at the present rate."""
+        left = (self.total - step) * self.batch_size / max(rates["images_per_s"], 1e-9)
         minutes, seconds = divmod(round(left), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -38,7 +38,8 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> dict[str, Any]:
     keep_large_blocks()
     with StopRequest() as stop:
         run = prepare(recipe, folder, resume)
-        with Progress(run.rate.total_steps, run.batches.steps_per_epoch, run.step) as progress:
+        batches = run.batches
+        with Progress(run.rate.total_steps, batches.steps_per_epoch, batches.batch_size, run.step) as progress:
             greet(run, progress)
             fit(run, progress, stop)
         return finish(run, "done" if run.done else stop.name)
