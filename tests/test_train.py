@@ -167,3 +167,15 @@ def test_biases_and_norms_do_not_decay_but_tokens_do(tiny: dict[str, Any]) -> No
 def test_a_small_data_set_is_one_batch(tmp_path: Path, tiny: dict[str, Any]) -> None:
     tiny["data"] |= {"num_images": 5}
     assert train(load_recipe(tiny), tmp_path / "run")["images"] == 2 * 5
+
+
+def test_a_target_that_is_no_pixels_trains_to_the_end(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """The README's plug-in: pictures are drawn, and no image is scored."""
+    from mimkit import registry
+    from tests.test_registry import MEAN_COLOUR
+
+    (tmp_path / "colour_to_the_end.py").write_text(MEAN_COLOUR)
+    registry.load_plugin(tmp_path / "colour_to_the_end.py")
+    summary = train(load_recipe(tiny, ["target=colour_to_the_end"]), tmp_path / "run")
+    assert summary["exit"] == "done" and "mse" not in summary
+    assert (tmp_path / "run" / "pictures" / "reconstruction.png").is_file()

@@ -14,7 +14,7 @@ from torch import Tensor
 from mimkit.disk import write_text
 from mimkit.errors import UserError
 from mimkit.evaluate.features import sample_views
-from mimkit.evaluate.reconstruction import reconstruction_scores
+from mimkit.evaluate.reconstruction import ToImages, reconstruction_scores
 from mimkit.recipe import Recipe
 from mimkit.train.log import Clock, Progress
 from mimkit.train.memory import keep_large_blocks
@@ -232,7 +232,10 @@ def finish(run: Run, exit_reason: str) -> dict[str, Any]:
     losses = [line["loss"] for line in lines if "loss" in line]
     rates = [line["images_per_s"] for line in lines if "loss" in line]
     scores = [line for line in lines if "probe" in line]
-    scored = reconstruction_scores(run.model, sample_views(run.data, run.model.encoder, SCORED)) if run.done else {}
+    objective: Any = next(iter(run.model.objectives.values()))
+    pixels = isinstance(objective.target, ToImages)  # of other targets there is no image to score
+    images = sample_views(run.data, run.model.encoder, SCORED) if run.done and pixels else None
+    scored = {} if images is None else reconstruction_scores(run.model, images)
     summary = {
         "exit": exit_reason,
         "method": run.recipe.method,
