@@ -1,11 +1,11 @@
 """How a run went: loss, learning rate and probe accuracy over its steps."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mimkit.disk import read_json_lines
 from mimkit.errors import UserError
 from mimkit.show.sheet import save
 
@@ -26,7 +26,10 @@ def draw_curves(metrics: Path, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    lines = _read(metrics)
+    try:
+        lines = read_json_lines(metrics)
+    except OSError as error:
+        raise UserError(f"{metrics} cannot be read: {error.strerror}") from error
     training = [line for line in lines if "loss" in line]
     probes = [line for line in lines if "probe" in line]
     if not training:
@@ -89,17 +92,3 @@ def _draw_probes(panel: "Axes", probes: list[dict[str, Any]]) -> None:
             panel.axhline(level, color=color, linestyle="--", linewidth=1, label=f"untrained encoder: {level:.1f}")
     panel.set_ylabel("probe score (%)", fontsize=11)
     panel.legend(frameon=False)
-
-
-def _read(metrics: Path) -> list[dict[str, Any]]:
-    try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{metrics} cannot be read: {error.strerror}") from error
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # unfinished: the run was stopped, or is writing it
-            break
-    return found

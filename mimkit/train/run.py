@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mimkit
-from mimkit.disk import write_text
+from mimkit.disk import read_json_lines, write_text
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.recipe import Recipe
@@ -106,14 +106,7 @@ def environment(seed: int) -> dict[str, Any]:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; an unfinished last line is left out."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+    return read_json_lines(path) if path.is_file() else []
 
 
 class BadFiles:
