@@ -44,6 +44,8 @@ class Mask:
             raise UserError(f"a mask needs boolean tensors (B, L), got {hidden.dtype} of shape {tuple(hidden.shape)}")
         if predicted.shape != hidden.shape:
             raise UserError(f"predicted {tuple(predicted.shape)} and hidden {tuple(hidden.shape)} differ in shape")
+        if fed is not None and not fed.numel():
+            raise UserError("fed holds no place: the encoder needs at least one")
         if fed is not None and (
             fed.shape[0] != hidden.shape[0] or int(fed.min()) < 0 or int(fed.max()) >= hidden.shape[1]
         ):

@@ -1,6 +1,7 @@
 """The sentence: an encoder reads a masked image, a head predicts, at the masked places, a normalised target."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,8 +29,13 @@ class Objective(nn.Module):
         """
         if self.target.view not in views:
             raise UserError(f"the target reads the view '{self.target.view}', given are: {', '.join(views)}")
-        wanted = self.target(views[self.target.view])
-        return wanted if isinstance(wanted, Wanted) else Wanted(wanted)
+        with torch.inference_mode():
+            wanted = self.target(views[self.target.view])
+        wanted = wanted if isinstance(wanted, Wanted) else Wanted(wanted)
+        ordinary = {
+            name: value.clone() for name, value in vars(wanted).items() if value is not None
+        }  # usable in a graph
+        return replace(wanted, **ordinary)
 
     def forward(self, prediction: Tensor, values: Tensor) -> Tensor:
         """Loss per place of a prediction against normalised values, in float32."""
@@ -66,6 +72,7 @@ class Model(nn.Module):
             mask = self._mask(mask, images, wanted, generator)
         features = self.encoder(images, mask, self.layers)
         losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         shown: list[tuple[Tensor, Tensor]] = []  # prediction and target of each objective
         loss = torch.zeros((), device=images.device)
         for name, objective in self._objectives():
@@ -75,14 +82,25 @@ class Model(nn.Module):
                 prediction = Prediction(prediction)
             losses[name] = sum_losses(objective, prediction, values, wanted[name])
             losses |= {f"{name}.{term}": value for term, value in prediction.losses.items()}
+            metrics |= {f"{name}.{term}": value for term, value in prediction.metrics.items()}
             loss = loss + objective.weight * losses[name] + sum(prediction.losses.values())
             shown.append((prediction.values, values))
-        return Output(loss, losses, *shown[0], mask)
+        return Output(loss, losses, *shown[0], mask, metrics)
 
     def after_step(self, progress: float) -> None:
         """To be called after each optimizer step, with the share of the run that is done: moving targets move."""
         for _, objective in self._objectives():
             objective.target.after_step(self.encoder, progress)
+
+    def restart_targets(self) -> None:
+        """To be called after the encoder's weights were set from outside: copies of it begin anew."""
+        for _, objective in self._objectives():
+            objective.target.restart(self.encoder)
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The state dict without the targets that stay as they were built: what a checkpoint must hold."""
+        fixed = tuple(f"objectives.{name}.target." for name, o in self._objectives() if not o.target.moving)
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(fixed)}
 
     def _objectives(self) -> list[tuple[str, Objective]]:
         return cast(list[tuple[str, Objective]], list(self.objectives.items()))
@@ -129,6 +147,7 @@ def build(
         "in_chans": encoder.in_chans,
         "patch_size": encoder.patch_size,
         "grid": encoder.grid,
+        "out_grid": encoder.out_grid,
         "encoder": encoder,
         "encoder_dim": encoder.embed_dim,
         "num_layers": encoder.num_layers,
@@ -139,6 +158,11 @@ def build(
         target: Target = _make("target", choice.target, facts).requires_grad_(False).eval()
         width = target.vocab_size or target.dim
         head: Head = _make("head", choice.head, {**facts, "out_dim": width})
+        if encoder.out_grid != encoder.grid and not head.reads_coarse:
+            raise UserError(
+                f"head '{choice.head.name}' needs a token for each place, encoder '{recipe.encoder.name}' gives "
+                f"{'x'.join(map(str, encoder.out_grid))} for {'x'.join(map(str, encoder.grid))}: take head=linear"
+            )
         normalizer: Normalizer = _make("normalizer", choice.normalizer, {})
         objectives[name] = Objective(head, target, normalizer, _make("loss", choice.loss, {}), choice.weight)
     return Model(encoder, masking, objectives, recipe)

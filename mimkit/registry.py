@@ -40,7 +40,7 @@ ROLES = {
     "mask": Role("Masking", "mimkit.types", "mimkit.masks", "mimkit.masks", frozenset()),
     "head": Role(
         "Head", "mimkit.types", "mimkit.heads", "mimkit.heads",
-        frozenset({"encoder_dim", "num_layers", "out_dim", "grid", "feed"}),
+        frozenset({"encoder_dim", "num_layers", "out_dim", "grid", "out_grid", "feed"}),
     ),
     "target": Role(
         "Target", "mimkit.types", "mimkit.targets", "mimkit.targets",

@@ -2,10 +2,11 @@
 
 Axes, the same letters everywhere: `B` images in the batch, `C H W` channels and pixels, `L` all patch places in raster
 order, `V` places that the encoder is fed, `P` predicted places, `N` tokens including the class token, `D` feature width,
-`K` vocabulary size. Images are uint8 or float in [0, 1] at every interface; whoever needs other values normalises.
+`K` vocabulary size, `H` (of an attention bias) heads. Images are uint8 or float in [0, 1] at every interface; whoever
+needs other values normalises.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,14 +30,19 @@ class Features:
 
     sequence: (B, N, D), prefix tokens (class token) first, then the patch tokens that were fed.
     num_prefix_tokens: how many tokens stand before the patch tokens; the first of them is the class token.
-    grid: rows and columns of the patch tokens where all places are there, else None.
-    layers: each (B, N, D), the outputs of the blocks that were asked for, in their order.
+    grid: rows and columns of the patch tokens where all places are there (fewer than the mask's where the encoder is
+        hierarchical), else None.
+    layers: each (B, N, D), the outputs of the blocks that were asked for, in their order, before the final norm.
+    norm: the encoder's final norm, for heads that go on from `layers`.
+    attn_bias: (num_heads, N, N), what every block adds to its attention (shared relative positions), or None.
     """
 
     sequence: Float[Tensor, "B N D"]
     num_prefix_tokens: int = 0
     grid: Size | None = None
     layers: tuple[Float[Tensor, "B N D"], ...] = ()
+    norm: Callable[[Tensor], Tensor] | None = None
+    attn_bias: Float[Tensor, "H N N"] | None = None
 
     @property
     def tokens(self) -> Float[Tensor, "B L D"]:
@@ -76,12 +82,14 @@ class Prediction:
     cls: (B, D), the prediction of the target's class token.
     also: further predictions of the same wanted values; each adds its loss.
     losses: further terms by name, scalars, added with weight 1.
+    metrics: what else is worth a look in the log (perplexity, …), scalars without gradient.
     """
 
     values: Float[Tensor, "*places D"]
     cls: Float[Tensor, "B D"] | None = None
     also: tuple[Float[Tensor, "*places D"], ...] = ()
     losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ class Output:
     prediction, target: the first objective's, at the predicted places: (B, P, D), or (P_total, D) for unequal counts;
         the target is normalised, or codes (B, P).
     mask: the mask that was used.
+    metrics: {name: scalar}, what the heads tell besides.
     """
 
     loss: Float[Tensor, ""]
@@ -100,14 +109,16 @@ class Output:
     prediction: Float[Tensor, "*places D"]
     target: Float[Tensor, "*places D"] | Int[Tensor, "*places"]
     mask: Mask
+    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
 class Encoder(nn.Module):
     """Role: reads the masked image. A subclass sets the attributes and drives a timm model.
 
     timm_model: the timm module that is trained; its state dict is what is handed over.
-    embed_dim: D. num_layers: number of blocks, for heads that read intermediate layers.
-    in_chans, image_size, patch_size, grid: the geometry; grid = image_size / patch_size, rows first.
+    embed_dim: D, of what comes out. num_layers: number of blocks, for heads that read intermediate layers; 0: it gives none.
+    in_chans, image_size, patch_size, grid: the geometry; grid = image_size / patch_size, rows first: the places of masks.
+    out_grid: rows and columns of the tokens of a full image; fewer than `grid` where the encoder is hierarchical (Swin).
     """
 
     timm_model: Any
@@ -118,8 +129,16 @@ class Encoder(nn.Module):
     patch_size: int
     grid: Size
 
+    @property
+    def out_grid(self) -> Size:
+        """Rows and columns of the tokens of a full image."""
+        return self.grid
+
     def forward(self, images: Images, mask: Mask | None = None, layers: Sequence[int] = ()) -> Features:
-        """Features of the fed places; without a mask, of the full image. `layers`: blocks whose outputs are asked for."""
+        """Features of the fed places; without a mask, of the full image.
+
+        layers: blocks whose outputs are asked for, counted from 0, ascending; -1: what enters the first block.
+        """
         raise NotImplementedError
 
 
@@ -134,9 +153,14 @@ class Masking:
 
 
 class Head(nn.Module):
-    """Role: predicts the target at the predicted places. `layers`: encoder blocks whose outputs it reads."""
+    """Role: predicts the target at the predicted places.
+
+    layers: encoder blocks whose outputs it reads, ascending; -1: what enters the first block.
+    reads_coarse: whether it can predict several places from one token (`out_grid` coarser than `grid`).
+    """
 
     layers: tuple[int, ...] = ()
+    reads_coarse: bool = False
 
     def forward(self, features: Features, mask: Mask) -> Tensor | Prediction:
         """The prediction at the predicted places, (B, P, D), or (P_total, D) for unequal counts."""
@@ -149,6 +173,7 @@ class Target(nn.Module):
     normalizer, loss: the defaults that follow when a recipe takes this target.
     view: name of the view of the image that it reads.
     dim: width of a continuous target. vocab_size: number of codes of a discrete one. One of them is set.
+    moving: whether its weights change while a run goes on; only then they are part of the run's checkpoints.
     """
 
     normalizer: str = "none"
@@ -156,6 +181,7 @@ class Target(nn.Module):
     view: str = "image"
     dim: int | None = None
     vocab_size: int | None = None
+    moving: bool = False
 
     def train(self, mode: bool = True) -> "Target":
         """Stays in eval mode."""
@@ -167,6 +193,9 @@ class Target(nn.Module):
 
     def after_step(self, encoder: Encoder, progress: float) -> None:
         """Called after each optimizer step; `progress` in [0, 1] of the run. A moving copy of the encoder moves here."""
+
+    def restart(self, encoder: Encoder) -> None:
+        """Called when the encoder's weights were set from outside: a copy of the encoder begins anew here."""
 
 
 class Normalizer:

@@ -51,3 +51,26 @@ def command(*arguments: str | Path, cwd: Path | None = None, timeout: float = 12
     return subprocess.run(
         words, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False, env=os.environ | ONE_THREAD
     )
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny OpenCLIP with random weights in the folder layout that `local-dir:` names: 16 px, patch 4, 24 wide, 20 out."""
+    import json
+
+    import open_clip
+    from safetensors.torch import save_file
+
+    vision = {"image_size": 16, "layers": 3, "width": 24, "head_width": 12, "patch_size": 4}
+    text = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+    torch.manual_seed(11)
+    model = open_clip.CLIP(embed_dim=20, vision_cfg=vision, text_cfg=text)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1) * 0.5, std=0.1)
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    folder.mkdir()
+    save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    stated = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+    config = {"model_cfg": {"embed_dim": 20, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": stated}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder

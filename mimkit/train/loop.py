@@ -100,7 +100,7 @@ def fit(run: Run, progress: Progress, stop: StopRequest) -> None:
 
 
 def backward(run: Run, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradient of the batch, part by part where memory is short; losses by name and the gradient's norm, unread.
+    """Gradient of the batch, part by part where memory is short; losses and metrics by name, the gradient's norm; unread.
 
     All randomness of a step depends on (seed, step) alone, so that a resumed run draws the same masks.
     """
@@ -114,7 +114,9 @@ def backward(run: Run, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         with torch.autocast(run.device.type, torch.bfloat16) if half else nullcontext():
             out = run.model(part, generator=generator)
         (out.loss / parts).backward()
-        for name, value in {"loss": out.loss, **out.losses}.items():
+        terms = {f"loss_{name}": value for name, value in out.losses.items()} if len(out.losses) > 1 else {}
+        more = {name.removeprefix("main."): value for name, value in out.metrics.items()}
+        for name, value in {"loss": out.loss, **terms, **more}.items():
             sums[name] = sums.get(name, 0) + value.detach() / parts
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), train.clip_grad or float("inf"))
     return sums, norm
@@ -152,9 +154,7 @@ def log(run: Run, losses: dict[str, Tensor], norm: Tensor, clock: Clock, progres
     check_finite(run)
     total, steps = run.meter.tolist()
     rates = clock.rates()
-    terms = (
-        {f"loss_{name}": value.item() for name, value in losses.items() if name != "loss"} if len(losses) > 2 else {}
-    )
+    terms = {name: value.item() for name, value in losses.items() if name != "loss"}
     run.metrics.write(
         step=run.step,
         epoch=round(run.step / run.batches.steps_per_epoch, 4),
@@ -233,7 +233,8 @@ def finish(run: Run, exit_reason: str) -> dict[str, Any]:
     rates = [line["images_per_s"] for line in lines if "loss" in line]
     scores = [line for line in lines if "probe" in line]
     objective: Any = next(iter(run.model.objectives.values()))
-    pixels = isinstance(objective.target, ToImages)  # of other targets there is no image to score
+    # of other targets, or where nothing is hidden, there is no image to score
+    pixels = isinstance(objective.target, ToImages) and run.recipe.mask.name != "none"
     images = sample_views(run.data, run.model.encoder, SCORED) if run.done and pixels else None
     scored = {} if images is None else reconstruction_scores(run.model, images)
     summary = {

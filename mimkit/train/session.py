@@ -64,7 +64,7 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
         raise UserError("train.device=cuda: no GPU is available to torch; use train.device=cpu")
     device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(recipe.seed)
-    model = build(recipe).to(device).train()
+    model = build(recipe).to(device)
     encoder = model.encoder
     data = open_data(recipe.data.name, recipe.data.options, encoder.image_size, encoder.in_chans)
     batches = Batches(
@@ -81,8 +81,10 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
     )
     rate = schedule(recipe.optim, recipe.train, batches.batch_size, batches.steps_per_epoch)
     optimizer = build_optimizer(model, recipe.optim)
+    model.eval()  # nothing is to move yet
     with torch.no_grad():  # whatever is wrong with the recipe shows here
         model(torch.zeros(2, encoder.in_chans, *encoder.image_size, dtype=torch.uint8, device=device))
+    model.train()
     if not resume:
         begin_folder(recipe, folder)
     state = checkpoint.restore(folder / "checkpoints", model, optimizer) if resume else None

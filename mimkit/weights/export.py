@@ -11,7 +11,7 @@ from mimkit.disk import write_text
 from mimkit.encoders.vit import ViT
 from mimkit.errors import UserError, nearest
 from mimkit.types import Encoder
-from mimkit.weights.files import write_weights
+from mimkit.weight_files import write_weights
 from mimkit.weights.handover import describe, load, save_encoder, weights_file
 
 FORMS = ("timm", "safetensors")

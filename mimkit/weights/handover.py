@@ -12,7 +12,7 @@ from mimkit import registry, schema
 from mimkit.disk import write_text
 from mimkit.errors import UserError
 from mimkit.types import Encoder
-from mimkit.weights.files import read_weights, write_weights
+from mimkit.weight_files import read_weights, write_weights
 
 FORMAT = 1  # of encoder.json
 NAME = "encoder.safetensors"
@@ -42,7 +42,7 @@ def load(path: str | Path) -> Encoder:
     """
     weights = weights_file(Path(path))
     name, options, image_size = describe(weights)
-    encoder: Encoder = registry.build("encoder", name, options, {"image_size": image_size, "feed": "visible"})
+    encoder: Encoder = registry.build("encoder", name, options, {"image_size": image_size, "feed": "all"})
     fill(encoder, read_weights(weights), weights)
     return encoder.requires_grad_(False).eval()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mimkit.errors import UserError
 from mimkit.model import Model
 from mimkit.types import Encoder
-from mimkit.weights.files import read_weights
+from mimkit.weight_files import read_weights
 from mimkit.weights.layout import Layout
 
 SHOWN = 3  # names of a kind that a message or the report spells out
@@ -72,6 +72,8 @@ def load_official(model: Model | Encoder, source: str | Path | Mapping[str, Tens
     with torch.no_grad():
         for ours, tensor in tensors.items():
             places[ours].copy_(tensor)
+    if isinstance(model, Model):
+        model.restart_targets()
     print(report)
     return report
 
