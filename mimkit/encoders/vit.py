@@ -6,24 +6,22 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from einops import rearrange
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from mimkit.errors import UserError
 from mimkit.geometry import grid_of
-from mimkit.quick import linear, quicken
-from mimkit.transformer import init_xavier, sincos_positions
-from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardize, gather_places
-
-SIZES = {  # embed_dim, depth, num_heads
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
-}
-
+from mimkit.quick import quicken
+from mimkit.transformer import (
+    SizeName,
+    check_images,
+    embed_patches,
+    init_trunc_normal,
+    init_xavier,
+    run_blocks,
+    shape_of,
+    sincos_positions,
+)
+from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardize
 
 class ViT(Encoder):
     """Drives timm's VisionTransformer: its modules, its names, our token flow.
@@ -38,6 +36,8 @@ class ViT(Encoder):
     class_token: whether a class token goes along.
     pos_embed: fixed sine-cosine positions or learned ones.
     pos_first: which axis the first half of the sine-cosine positions encodes; column in MAE, row in MoCo v3, CAE, CMAE.
+    init: MAE's initial weights (Xavier-uniform), or MaskFeat's (truncated normal, std 0.02).
+    final_norm: whether the final norm is trained; else it stays as it is (CrossMAE, whose decoder has norms of its own).
     drop_path: stochastic depth, rising linearly over the blocks to this rate.
     mean: per channel in [0, 1] units; null is ImageNet's.
     std: per channel in [0, 1] units; null is ImageNet's.
@@ -48,7 +48,7 @@ class ViT(Encoder):
         *,
         image_size: Size,
         feed: Feed = "visible",
-        size: Literal["tiny", "small", "base", "large", "huge"] = "base",
+        size: SizeName = "base",
         embed_dim: Annotated[int, Gt(0)] | None = None,
         depth: Annotated[int, Gt(0)] | None = None,
         num_heads: Annotated[int, Gt(0)] | None = None,
@@ -58,17 +58,18 @@ class ViT(Encoder):
         class_token: bool = True,
         pos_embed: Literal["sincos", "learned"] = "sincos",
         pos_first: Literal["column", "row"] = "column",
+        init: Literal["xavier", "trunc_normal"] = "xavier",
+        final_norm: bool = True,
         drop_path: Annotated[float, Ge(0), Lt(1)] = 0.0,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
     ):
         super().__init__()
-        named = SIZES[size]
-        self.embed_dim, self.num_layers, num_heads = embed_dim or named[0], depth or named[1], num_heads or named[2]
+        self.embed_dim, self.num_layers, num_heads = shape_of(size, embed_dim, depth, num_heads)
         self.image_size, self.patch_size, self.in_chans = image_size, patch_size, in_chans
         self.grid = grid_of(image_size, patch_size)
-        if self.embed_dim % num_heads or (pos_embed == "sincos" and self.embed_dim % 4):
-            raise UserError(f"encoder.embed_dim={self.embed_dim} must be divisible by num_heads={num_heads} and by 4")
+        if pos_embed == "sincos" and self.embed_dim % 4:
+            raise UserError(f"encoder.embed_dim={self.embed_dim} must be divisible by 4, or take pos_embed=learned")
         from timm.models.vision_transformer import VisionTransformer
 
         self.standardize = Standardize(in_chans, mean, std)
@@ -88,18 +89,24 @@ class ViT(Encoder):
             weight_init="skip",
         )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim)) if feed == "all" else None
+        self.timm_model.norm.requires_grad_(final_norm)
         quicken(self.timm_model)
-        self._init_weights(pos_embed, pos_first)
+        self._init_weights(init, pos_embed, pos_first)
 
     @torch.no_grad()
-    def _init_weights(self, pos_embed: str, pos_first: str) -> None:
-        """As the authors: Xavier-uniform matrices, the patch projection seen as one; tokens normal with std 0.02."""
+    def _init_weights(self, init: str, pos_embed: str, pos_first: str) -> None:
+        """As the authors; the patch projection is seen as one matrix, its bias is left to torch."""
         vit = self.timm_model
-        init_xavier(vit)
-        nn.init.xavier_uniform_(vit.patch_embed.proj.weight.view(self.embed_dim, -1))
-        for token in (vit.cls_token, self.mask_token):
-            if token is not None:
+        tokens = [token for token in (vit.cls_token, self.mask_token) if token is not None]
+        if init == "xavier":
+            init_xavier(vit)
+            nn.init.xavier_uniform_(vit.patch_embed.proj.weight.view(self.embed_dim, -1))
+            for token in tokens:
                 nn.init.normal_(token, std=0.02)
+        else:
+            init_trunc_normal(vit, 0.02)
+            for weight in (vit.patch_embed.proj.weight, *tokens):
+                nn.init.trunc_normal_(weight, std=0.02)
         if pos_embed == "learned":
             nn.init.trunc_normal_(vit.pos_embed, std=0.02)
         else:
@@ -113,39 +120,19 @@ class ViT(Encoder):
 
         Raises UserError for images of another size or number of channels.
         """
-        vit = self.timm_model
-        sequence = self._embed(images, mask)
+        check_images(self, images)
+        vit, prefix = self.timm_model, self.timm_model.num_prefix_tokens
+        positions = vit.pos_embed[:, prefix:]
+        sequence = embed_patches(vit.patch_embed.proj, self.standardize(images), mask, self.mask_token, positions)
         if vit.cls_token is not None:
             cls = vit.cls_token + vit.pos_embed[:, :1]
-            sequence = torch.cat([cls.expand(len(images), -1, -1).to(sequence.dtype), sequence], dim=1)
-        outputs = {}
-        for number, block in enumerate(vit.blocks):
-            sequence = block(sequence)
-            if number in layers:
-                outputs[number] = sequence
+            sequence = torch.cat([cls.expand(len(images), -1, -1), sequence], dim=1)
+        sequence, outputs = run_blocks(vit.blocks, sequence, layers)
         full = mask is None or mask.fed is None
         return Features(
             sequence=vit.norm(sequence),
-            num_prefix_tokens=vit.num_prefix_tokens,
+            num_prefix_tokens=prefix,
             grid=self.grid if full else None,
-            layers=tuple(outputs[number] for number in layers),
+            layers=outputs,
+            norm=vit.norm,
         )
-
-    def _embed(self, images: Images, mask: Mask | None) -> Float[Tensor, "B V D"]:
-        """Patch tokens with positions at the fed places, hidden ones replaced by the mask token."""
-        if tuple(images.shape[1:]) != (self.in_chans, *self.image_size):
-            wanted = "x".join(map(str, (self.in_chans, *self.image_size)))
-            raise UserError(f"the encoder reads images of {wanted}, got {'x'.join(map(str, images.shape[1:]))}")
-        proj = self.timm_model.patch_embed.proj
-        positions = self.timm_model.pos_embed[:, self.timm_model.num_prefix_tokens :]
-        patches = rearrange(
-            self.standardize(images), "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_size, q=self.patch_size
-        )
-        hidden = mask.hidden if mask is not None else None
-        if mask is not None and mask.fed is not None:  # gather pixels first: only what is fed is embedded
-            patches, hidden = gather_places(patches, mask.fed), gather_places(mask.hidden, mask.fed)
-            positions = positions[0, mask.fed]
-        tokens = linear(patches, proj.weight.flatten(1), proj.bias)
-        if hidden is not None and self.mask_token is not None:
-            tokens = torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
-        return tokens + positions
