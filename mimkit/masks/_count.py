@@ -8,8 +8,8 @@ from mimkit.errors import UserError
 Rounding = Literal["floor_visible", "ceil_hidden", "nearest"]
 
 
-def hidden_count(places: int, ratio: float, count: int | None, rounding: Rounding) -> int:
-    """Number of hidden places out of `places`: `count` if given, else from the ratio.
+def hidden_count(places: int, ratio: float, count: int | None, rounding: Rounding, unit: str = "places") -> int:
+    """Number of hidden places (or what `unit` says) out of `places`: `count` if given, else from the ratio.
 
     floor_visible: int(L·(1 - ratio)) stay visible, as MAE truncates (L=100, 0.9 leaves 9). ceil_hidden: as SimMIM.
     Raises UserError where nothing or everything would be hidden.
@@ -23,6 +23,6 @@ def hidden_count(places: int, ratio: float, count: int | None, rounding: Roundin
         }[rounding]
     if not 0 < count < places:
         raise UserError(
-            f"the mask would hide {count} of {places} places; mask.ratio or mask.count must leave some of both"
+            f"the mask would hide {count} of {places} {unit}; mask.ratio or mask.count must leave some of both"
         )
     return count
