@@ -57,7 +57,9 @@ class Swin(Encoder):
         if feed != "all":
             raise UserError("encoder 'swin' reads the tokens of hidden places: set mask.feed=all, or take encoder=vit")
         if len(depths) != len(num_heads):
-            raise UserError(f"encoder.depths has {len(depths)} stages, encoder.num_heads {len(num_heads)}: give as many")
+            raise UserError(
+                f"encoder.depths has {len(depths)} stages, encoder.num_heads {len(num_heads)}: give as many"
+            )
         if wrong := [heads for stage, heads in enumerate(num_heads) if embed_dim * 2**stage % heads]:
             raise UserError(f"encoder.num_heads holds {wrong[0]}, which does not divide its stage's width")
         _check_windows(image_size, patch_size, len(depths), window_size)

@@ -23,6 +23,7 @@ from mimkit.transformer import (
 )
 from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardize
 
+
 class ViT(Encoder):
     """Drives timm's VisionTransformer: its modules, its names, our token flow.
 

@@ -51,7 +51,5 @@ class Linear(Head):
         if self.places == (1, 1):
             return self.predict(mask.select(features.tokens))
         (rows, _), (fi, fj) = self.out_grid, self.places
-        split = rearrange(
-            self.predict(features.tokens), "b (h w) (fi fj d) -> b (h fi w fj) d", h=rows, fi=fi, fj=fj
-        )
+        split = rearrange(self.predict(features.tokens), "b (h w) (fi fj d) -> b (h fi w fj) d", h=rows, fi=fi, fj=fj)
         return mask.select(split)
