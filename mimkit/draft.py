@@ -239,6 +239,11 @@ class Draft:
         optim, train, batches = parts["optim"], parts["train"], parts["batches"]
         if optim and (optim.lr is None) == (optim.base_lr is None):
             self.problems.append(f"{self.place(('optim',))}: optim needs lr or base_lr, and not both")
+        if optim and (optim.schedule == "step") != bool(optim.drop_epochs):
+            place = self.place(("optim", "schedule"))
+            self.problems.append(
+                f"{place}: optim.schedule=step needs optim.drop_epochs=[…], and no other schedule does"
+            )
         if train and (train.epochs is None) == (train.max_steps is None):
             self.problems.append(f"{self.place(('train',))}: train needs epochs or max_steps, and not both")
         if train and batches and batches.batch_size % train.accumulate:

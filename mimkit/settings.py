@@ -15,6 +15,7 @@ class BatchSettings:
     crop_scale: smallest and largest share of the image's area that a crop takes.
     crop_ratio: lowest and highest ratio of width to height of a crop.
     flip: probability of mirroring left to right.
+    color_jitter: x changes brightness, contrast and saturation of a crop, each by a factor in [1-x, 1+x], in random order.
     max_bad: share of the files that may be unreadable before the run stops.
     """
 
@@ -23,17 +24,23 @@ class BatchSettings:
     crop_scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.2, 1.0)
     crop_ratio: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (3 / 4, 4 / 3)
     flip: Annotated[float, Ge(0), Le(1)] = 0.5
+    color_jitter: Annotated[float, Ge(0), Le(1)] = 0.0
     max_bad: Annotated[float, Ge(0), Le(1)] = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
-    """AdamW; the rate warms up linearly, then falls along a half cosine, both per step.
+    """AdamW; the rate warms up linearly, then falls along a half cosine or in steps, all per optimizer step.
 
-    base_lr: rate for a batch of 256; the rate is base_lr * batch_size / 256.
-    lr: the rate itself, instead of base_lr.
+    base_lr: rate for a batch of 256; it, min_lr and warmup_lr are multiplied by batch_size / 256.
+    lr: the rate itself, instead of base_lr; it, min_lr and warmup_lr are taken as they are.
     min_lr: rate at the end of the cosine.
+    warmup_lr: rate at the first step of the warm-up.
+    schedule: after the warm-up a half cosine to min_lr, or steps.
+    drop_epochs: epochs after which the rate is multiplied by drop_factor, for the schedule step.
+    drop_factor: of each drop.
     weight_decay: decoupled; not for biases and other one-dimensional parameters.
+    no_decay: last parts of names (cls_token, pos_embed) of further parameters that do not decay.
     betas: decay of the running means of gradient and squared gradient.
     eps: added to the root of the second mean.
     """
@@ -41,7 +48,12 @@ class OptimSettings:
     base_lr: Annotated[float, Gt(0)] | None = None
     lr: Annotated[float, Gt(0)] | None = None
     min_lr: Annotated[float, Ge(0)] = 0.0
+    warmup_lr: Annotated[float, Ge(0)] = 0.0
+    schedule: Literal["cosine", "step"] = "cosine"
+    drop_epochs: tuple[Annotated[float, Gt(0)], ...] = ()
+    drop_factor: Annotated[float, Gt(0), Lt(1)] = 0.1
     weight_decay: Annotated[float, Ge(0)] = 0.05
+    no_decay: tuple[str, ...] = ()
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.95)
     eps: Annotated[float, Gt(0)] = 1e-8
 
@@ -52,7 +64,7 @@ class TrainSettings:
 
     epochs: length in passes over the data; may be fractional.
     max_steps: length in optimizer steps, instead of epochs.
-    warmup_epochs: passes during which the rate rises from 0.
+    warmup_epochs: passes during which the rate rises from optim.warmup_lr.
     clip_grad: largest norm of the gradient; null does not clip.
     accumulate: parts that a batch is split into to save memory; the batch's gradient is the same.
     checkpoint_every: epochs between checkpoints; one is always written at the end.

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mimkit.data import jitter
 from mimkit.data.crops import DRAWS, RandomCrop, render, resized_crop
 from mimkit.data.draws import Stream, permutation, replacements, uniforms
 from mimkit.data.source import BadImage, Size, Source
@@ -25,12 +26,13 @@ Bad = dict[int, str]
 class Batches:
     """Random crops of a source, uint8 batches on a device, endlessly.
 
-    Order, crops and flips depend on (seed, epoch, sample) only; torch's and numpy's global generators are not touched.
+    Order, crops, flips and colours depend on (seed, epoch, sample) only; torch's and numpy's global generators are not touched.
     Small images (`Source.as_tensor`) lie on the device and are cropped there a whole batch at a time, without workers.
 
     batch_size: images per step of this rank; a step of all ranks takes world_size times as many.
     crop: random resized crop and flip.
-    seed: of the order and the crops.
+    color_jitter: strength of the changes of brightness, contrast and saturation; 0: none.
+    seed: of the order, the crops and the colours.
     workers: processes that decode; 0 decodes in this one, on as many threads as torch has.
     rank, world_size: this process takes its part of each step's images.
     max_bad: fraction of the images that may be unreadable, rounded up to whole images; beyond it UserError stops.
@@ -48,6 +50,7 @@ class Batches:
         batch_size: int,
         *,
         crop: RandomCrop | None = None,
+        color_jitter: float = 0.0,
         seed: int = 0,
         workers: int = 0,
         device: torch.device | str = "cpu",
@@ -67,6 +70,7 @@ class Batches:
             )
         self.plan = Plan(len(source), batch_size, self.steps_per_epoch, seed, rank, world_size)
         self.crop, self.image_size, self.in_chans = crop or RandomCrop(), image_size, in_chans
+        self.jitter = jitter.ColorJitter(color_jitter) if color_jitter else None
         images = source.as_tensor(in_chans)
         self.images = None if images is None else images.to(self.device)
 
@@ -84,14 +88,20 @@ class Batches:
         for step in count(start):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                draws = uniforms(self.plan.seed, epoch, Stream.CROP, range(len(self.images)), DRAWS)
+                everyone = range(len(self.images))
+                draws = uniforms(self.plan.seed, epoch, Stream.CROP, everyone, DRAWS)
+                if self.jitter:
+                    colors = uniforms(self.plan.seed, epoch, Stream.COLOR, everyone, jitter.DRAWS)
             _, samples = self.plan.samples(step)
             boxes, flips = self.crop.boxes(sizes, draws[samples])
             index, box, flip = (torch.from_numpy(a).to(self.device, non_blocking=True) for a in (samples, boxes, flips))
-            yield resized_crop(self.images[index], box, flip, self.image_size)
+            images = resized_crop(self.images[index], box, flip, self.image_size)
+            yield self.jitter(images, colors[samples]) if self.jitter else images
 
     def _decoded(self, start: int) -> Iterator[UInt8[Tensor, "B C H W"]]:
-        steps = DecodedSteps(self.source, self.plan, self.crop, self.image_size, self.in_chans, self.allowed_bad)
+        steps = DecodedSteps(
+            self.source, self.plan, self.crop, self.jitter, self.image_size, self.in_chans, self.allowed_bad
+        )
         loader: Iterator[tuple[Tensor | None, Bad]]
         if self.workers:
             loader = iter(
@@ -171,8 +181,18 @@ class DecodedSteps(Dataset[tuple[Tensor | None, Bad]]):
 
     map: Callable[[Callable[[int], bool], Iterable[int]], Iterable[bool]] = map
 
-    def __init__(self, source: Source, plan: Plan, crop: RandomCrop, size: Size, in_chans: int, allowed_bad: int):
-        self.source, self.plan, self.crop, self.size, self.in_chans = source, plan, crop, size, in_chans
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        crop: RandomCrop,
+        color_jitter: jitter.ColorJitter | None,
+        size: Size,
+        in_chans: int,
+        allowed_bad: int,
+    ):
+        self.source, self.plan, self.crop, self.jitter = source, plan, crop, color_jitter
+        self.size, self.in_chans = size, in_chans
         self.bad: Bad = {}
         self.allowed_bad = allowed_bad
 
@@ -191,14 +211,19 @@ class DecodedSteps(Dataset[tuple[Tensor | None, Bad]]):
 
     def _sample(self, epoch: int, sample: int, bad: Bad) -> UInt8[Tensor, "C H W"] | None:
         """The sample's crop, or that of the first readable replacement."""
-        draws = uniforms(self.plan.seed, epoch, Stream.CROP, range(sample, sample + 1), DRAWS)
+        row = range(sample, sample + 1)
+        draws = uniforms(self.plan.seed, epoch, Stream.CROP, row, DRAWS)
         for candidate in self._candidates(epoch, sample):
             try:
                 if candidate in self.bad:
                     raise BadImage(self.bad[candidate])
                 picture = self.source.open(candidate)
                 boxes, flips = self.crop.boxes(np.array([picture.size]), draws)
-                return render(picture, tuple(boxes[0].tolist()), bool(flips[0]), self.size, self.in_chans)
+                image = render(picture, tuple(boxes[0].tolist()), bool(flips[0]), self.size, self.in_chans)
+                if self.jitter:
+                    colors = uniforms(self.plan.seed, epoch, Stream.COLOR, row, jitter.DRAWS)
+                    image = self.jitter(image[None], colors)[0]
+                return image
             except BadImage as error:
                 bad[candidate] = self.bad[candidate] = str(error)
                 if len(self.bad) > self.allowed_bad:

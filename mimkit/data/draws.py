@@ -18,6 +18,7 @@ class Stream(IntEnum):
     REPLACEMENT = 2
     SHAPES_TRAIN = 3
     SHAPES_TEST = 4
+    COLOR = 5
 
 
 def raw(seed: int, epoch: int, stream: Stream, count: int, start: int = 0) -> np.ndarray:
