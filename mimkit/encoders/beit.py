@@ -5,7 +5,7 @@ SimMIM's ViT is the same; VQ-KD's tokenizer (2208.06366) and EVA (2211.07636) ta
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -67,6 +67,7 @@ class Beit(Encoder):
             raise UserError(f"encoder.rel_pos={rel_pos} needs all places: set mask.feed=all, or encoder.rel_pos=none")
         from timm.models.beit import Beit as TimmBeit
 
+        norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
         self.standardize = Standardize(in_chans, mean, std)
         self.timm_model = TimmBeit(
             img_size=image_size,
@@ -79,7 +80,7 @@ class Beit(Encoder):
             num_heads=num_heads,
             mlp_ratio=mlp_ratio,
             drop_path_rate=drop_path,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            norm_layer=norm_layer,
             init_values=init_values,
             use_abs_pos_emb=abs_pos,
             use_rel_pos_bias=rel_pos == "block",
