@@ -5,6 +5,7 @@ import errno
 import os
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ from torch import Tensor
 from mimkit.disk import write_atomically
 from mimkit.errors import UserError
 
-WRAPPERS = ("model", "state_dict", "module")  # keys under which checkpoints keep their state dict
+WRAPPERS = ("model", "state_dict", "module", "model_state")  # keys under which checkpoints keep their state dict
+HARMLESS: list[Any] = [  # what authors' files may hold besides tensors and plain containers: their options
+    argparse.Namespace,
+    (OrderedDict, "yacs.config.CfgNode"),  # read as the dict that it is
+]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict {name: tensor} of a safetensors or torch file, on the CPU.
 
-    It is taken out of the keys 'model', 'state_dict' or 'module'. Torch files are read with `weights_only`: besides
-    tensors and plain containers only `argparse.Namespace` (the authors' saved options) may occur, and no code runs.
+    It is taken out of the keys in WRAPPERS. Torch files are read with `weights_only`: besides tensors and plain
+    containers only options as authors save them may occur, and no code runs.
     Raises UserError where the file is missing, damaged, or holds anything else.
     """
     if not path.is_file():
@@ -73,7 +78,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
