@@ -24,7 +24,7 @@ FLOORS = [  # from the top: each may import its own floor and those below it
     {"overrides", "schema", "settings", "strict_yaml"},
     {"encoders", "masks", "heads", "targets", "normalizers", "losses"},
     {"teacher"},
-    {"transformer"},
+    {"transformer", "codebook"},
     {"quick"},
     {"types"},
     {"mask"},
