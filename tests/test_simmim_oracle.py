@@ -177,7 +177,7 @@ def test_simmim_equals_the_oracle(oracle, unequal):
         ({"rel_pos": "block"}, {"use_relative_position_bias": True}),
         (
             {"rel_pos": "none", "abs_pos": True, "init_values": None},
-            {"use_absolute_position_embeddings": True, "layer_scale_init_value": 0},
+            {"use_absolute_position_embeddings": True, "layer_scale_init_value": 0.0},
         ),
     ],
     ids=["shared", "per-block", "absolute"],
