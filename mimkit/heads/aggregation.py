@@ -90,6 +90,6 @@ class Aggregation(Head):
         early, last = features.layers[0], features.layers[-1]
         sequence = torch.cat([last[:, :prefix], early[:, prefix:]], dim=1)
         for block in self.blocks:
-            sequence = block(sequence, shared_rel_pos_bias=None if bias is None else bias[None])
+            sequence = block(sequence, shared_rel_pos_bias=bias)
         through_cls = norm(mask.select(sequence[:, prefix:]))
         return Prediction(self.predict(mask.select(features.tokens)), also=(self.predict(through_cls),))
