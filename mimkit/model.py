@@ -12,7 +12,20 @@ from mimkit import registry
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.recipe import Choice, Recipe
-from mimkit.types import Encoder, Head, Images, Loss, Mask, Masking, Normalizer, Output, Prediction, Target, Wanted
+from mimkit.types import (
+    Encoder,
+    Feed,
+    Head,
+    Images,
+    Loss,
+    Mask,
+    Masking,
+    Normalizer,
+    Output,
+    Prediction,
+    Target,
+    Wanted,
+)
 
 
 class Objective(nn.Module):
@@ -140,32 +153,49 @@ def build(
         registry.load_plugin(plugin)
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
-    masking: Masking = _make("mask", recipe.mask, {})
-    encoder: Encoder = _make("encoder", recipe.encoder, {"image_size": recipe.image_size, "feed": masking.feed})
+    masking, encoder = build_encoder(recipe)
     facts = {
         "image_size": encoder.image_size,
         "in_chans": encoder.in_chans,
         "patch_size": encoder.patch_size,
         "grid": encoder.grid,
-        "out_grid": encoder.out_grid,
         "encoder": encoder,
-        "encoder_dim": encoder.embed_dim,
-        "num_layers": encoder.num_layers,
-        "feed": masking.feed,
     }
     objectives = {}
     for name, choice in recipe.objectives.items():
         target: Target = _make("target", choice.target, facts).requires_grad_(False).eval()
         width = target.vocab_size or target.dim
-        head: Head = _make("head", choice.head, {**facts, "out_dim": width})
-        if encoder.out_grid != encoder.grid and not head.reads_coarse:
-            raise UserError(
-                f"head '{choice.head.name}' needs a token for each place, encoder '{recipe.encoder.name}' gives "
-                f"{'x'.join(map(str, encoder.out_grid))} for {'x'.join(map(str, encoder.grid))}: take head=linear"
-            )
+        assert width is not None, choice.target.name
+        head = build_head(choice.head, encoder, masking.feed, width)
         normalizer: Normalizer = _make("normalizer", choice.normalizer, {})
         objectives[name] = Objective(head, target, normalizer, _make("loss", choice.loss, {}), choice.weight)
     return Model(encoder, masking, objectives, recipe)
+
+
+def build_encoder(recipe: Recipe) -> tuple[Masking, Encoder]:
+    """The masking of a recipe and its encoder, which must know what it is fed. Raises UserError."""
+    masking: Masking = _make("mask", recipe.mask, {})
+    return masking, _make("encoder", recipe.encoder, {"image_size": recipe.image_size, "feed": masking.feed})
+
+
+def build_head(choice: Choice, encoder: Encoder, feed: Feed, width: int) -> Head:
+    """A head on that encoder for a target of that width (or number of codes). Raises UserError where they do not fit."""
+    facts = {
+        "encoder_dim": encoder.embed_dim,
+        "num_layers": encoder.num_layers,
+        "grid": encoder.grid,
+        "out_grid": encoder.out_grid,
+        "feed": feed,
+        "out_dim": width,
+    }
+    head: Head = _make("head", choice, facts)
+    if encoder.out_grid != encoder.grid and not head.reads_coarse:
+        coarse, fine = ("x".join(map(str, grid)) for grid in (encoder.out_grid, encoder.grid))
+        name = type(encoder).__module__.rpartition(".")[2]
+        raise UserError(
+            f"head '{choice.name}' needs a token for each place, encoder '{name}' gives {coarse} for {fine}: take head=linear"
+        )
+    return head
 
 
 def _make(role: str, choice: Choice, facts: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mimkit.types import Encoder
 
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 Convert = Callable[[Tensor, Encoder], Tensor]
 
 
@@ -33,7 +34,7 @@ class Layout:
 
     name: str
     has: frozenset[str]
-    rename: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+    rename: tuple[Rule, ...]
     lacks: frozenset[str] = frozenset()
     convert: tuple[tuple[str, Convert], ...] = ()
     absent: str = ""

@@ -7,6 +7,7 @@ from importlib import import_module
 from math import isqrt
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +168,7 @@ def _check_windows(encoder: Encoder, tensors: Mapping[str, Tensor], where: str) 
         path, _, last = name.removeprefix("encoder.").rpartition(".")
         if last != "relative_position_bias_table" or table.ndim != 2:
             continue
-        module = encoder.get_submodule(path)
+        module: Any = encoder.get_submodule(path)
         height, width = module.window_size
         rows = len(module.relative_position_bias_table)
         if len(table) == rows:

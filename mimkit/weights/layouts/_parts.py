@@ -5,6 +5,7 @@ import re
 from torch import Tensor
 
 from mimkit.types import Encoder
+from mimkit.weights.layout import Rule
 
 NO_HEAD = r"head\..+|encoder\.mask_token"  # what a file with the encoder alone need not bring
 INDEX = r"(?:.+\.)?relative_position_index"  # computed, not learned
@@ -19,7 +20,7 @@ DECODER = (
 )
 
 
-def timm_names(prefix: str = "", ours: str = "encoder.timm_model") -> tuple[str, str]:
+def timm_names(prefix: str = "", ours: str = "encoder.timm_model") -> Rule:
     """A rule for a transformer whose names are timm's behind a prefix."""
     names = r"cls_token|pos_embed|(?:patch_embed|blocks|norm|rel_pos_bias)\..+"
     return (rf"{re.escape(prefix)}({names})", rf"{ours}.\1")

@@ -1,13 +1,12 @@
 """Hugging Face's models for masked images: ViTMAE, and SimMIM's and BEiT's as `…ForMaskedImageModeling`."""
 
-from mimkit.weights.layout import Layout
+from mimkit.weights.layout import Layout, Rule
 from mimkit.weights.layouts._parts import CONVOLUTION, NO_HEAD, next_stage
 
-Rules = tuple[tuple[str, str], ...]
 VIT = "encoder.timm_model"
 
 
-def _block_rules(theirs: str, ours: str) -> Rules:
+def _block_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
     """A block, in the names of transformers 5 and, after each |, of 4 and of the files on the hub."""
     linear = {
         r"attention\.(?:q_proj|(?:attention|self)\.query)": "attn.qkv",
@@ -26,7 +25,7 @@ def _block_rules(theirs: str, ours: str) -> Rules:
     )
 
 
-def _vit_rules(prefix: str) -> Rules:
+def _vit_rules(prefix: str) -> tuple[Rule, ...]:
     return (
         (rf"{prefix}embeddings\.cls_token", rf"{VIT}.cls_token"),
         (rf"{prefix}embeddings\.mask_token", r"encoder.mask_token"),
@@ -44,7 +43,7 @@ MAE_DECODER = (
     (r"decoder\.decoder_(embed|norm)\.(.+)", r"head.\1.\2"),
     (r"decoder\.decoder_pred\.(.+)", r"head.predict.\1"),
 )
-SWIN = (
+SWIN: tuple[Rule, ...] = (
     (r"swin\.embeddings\.mask_token", r"encoder.mask_token"),
     (r"swin\.embeddings\.patch_embeddings\.projection\.(.+)", rf"{VIT}.patch_embed.proj.\1"),
     (r"swin\.embeddings\.norm\.(.+)", rf"{VIT}.patch_embed.norm.\1"),

@@ -1,12 +1,12 @@
 """OpenMMLab's weights (mmpretrain, mmselfsup) of MAE, EVA, MILAN, SimMIM, MaskFeat, BEiT, BEiT v2 and VQ-KD."""
 
-from mimkit.weights.layout import Layout
+from mimkit.weights.layout import Layout, Rule
 from mimkit.weights.layouts._parts import CONVOLUTION, blocks_of_merging, next_stage
 
 LEFT_OVER = r"target_generator\..+|data_preprocessor\..+|(?:.+\.)?relative_position_index"
 
 
-def _block_rules(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
+def _block_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
     """A transformer block; `theirs` has one group, its number."""
     return (
         (rf"{theirs}\.ln([12])\.(.+)", rf"{ours}.norm\2.\3"),
@@ -16,7 +16,7 @@ def _block_rules(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _encoder_rules(prefix: str) -> tuple[tuple[str, str], ...]:
+def _encoder_rules(prefix: str) -> tuple[Rule, ...]:
     """A ViT or BEiT."""
     vit = "encoder.timm_model"
     return (
@@ -37,7 +37,7 @@ DECODER = (
     (r"neck\.ln1\.(.+)", r"head.norm.\1"),
     (r"neck\.decoder_pred\.(.+)", r"head.predict.\1"),
 )
-SWIN = (
+SWIN: tuple[Rule, ...] = (
     (r"backbone\.mask_token", r"encoder.mask_token"),
     (r"backbone\.patch_embed\.projection\.(.+)", r"encoder.timm_model.patch_embed.proj.\1"),
     (r"backbone\.patch_embed\.norm\.(.+)", r"encoder.timm_model.patch_embed.norm.\1"),
