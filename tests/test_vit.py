@@ -55,18 +55,20 @@ def test_visible_places_only_equals_timms_blocks_on_those_tokens():
     timm_model = encoder.timm_model
     fed = torch.tensor([[40, 3, 76, 12, 0], [5, 61, 2, 33, 70]])
     hidden = torch.ones(2, 77, dtype=torch.bool).scatter_(1, fed, False)
-    features = encoder(images(), Mask.from_hidden(hidden, fed=fed), layers=(0, 2))
+    features = encoder(images(), Mask.from_hidden(hidden, fed=fed), layers=(-1, 0, 2))
 
     tokens = timm_model.patch_embed(encoder.standardize(images())) + timm_model.pos_embed[:, 1:]
     cls = (timm_model.cls_token + timm_model.pos_embed[:, :1]).expand(2, -1, -1)
     wanted = torch.cat([cls, gather_places(tokens, fed)], dim=1)
-    layers = []
+    layers = [wanted]  # what enters the first block
     for block in timm_model.blocks:
         wanted = block(wanted)
         layers.append(wanted)
     torch.testing.assert_close(features.sequence, timm_model.norm(wanted), atol=1e-5, rtol=0)
-    torch.testing.assert_close(features.layers[0], layers[0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(features.layers[1], layers[2], atol=1e-5, rtol=0)
+    assert len(features.layers) == 3
+    for found, by_hand in zip(features.layers, (layers[0], layers[1], layers[3]), strict=True):
+        torch.testing.assert_close(found, by_hand, atol=1e-5, rtol=0)
+    torch.testing.assert_close(features.norm(features.layers[2]), features.sequence, atol=1e-5, rtol=0)
     assert features.grid is None
 
 
@@ -149,11 +151,37 @@ def test_initial_weights_follow_the_authors():
     assert timm_model.cls_token.std() == pytest.approx(0.02, rel=0.2)
 
 
+@torch.no_grad()
+def test_maskfeats_initial_weights():
+    """Against the published ones: truncated normal of std 0.02 for matrices, patch projection, tokens and positions."""
+    torch.manual_seed(0)
+    encoder = ViT(
+        image_size=(64, 64), embed_dim=192, depth=1, num_heads=3, feed="all", pos_embed="learned", init="trunc_normal"
+    )
+    timm_model = encoder.timm_model
+    block = timm_model.blocks[0]
+    large = (block.attn.qkv.weight, block.attn.proj.weight, block.mlp.fc1.weight, timm_model.patch_embed.proj.weight)
+    for weight in large:
+        assert weight.std() == pytest.approx(0.02, rel=0.02) and weight.abs().max() > 0.06
+    for weight in (timm_model.cls_token, encoder.mask_token, timm_model.pos_embed):
+        assert weight.std() == pytest.approx(0.02, rel=0.15)
+    for bias in (block.attn.qkv.bias, block.mlp.fc2.bias, timm_model.norm.bias):
+        assert not bias.any()
+
+
+def test_a_final_norm_that_is_not_trained_stays_as_it_is():
+    """CrossMAE's encoder has none: weight 1, bias 0, no gradient."""
+    norm = ViT(image_size=(35, 55), patch_size=5, embed_dim=24, num_heads=2, depth=1, final_norm=False).timm_model.norm
+    assert (norm.weight == 1).all() and not norm.bias.any()
+    assert not norm.weight.requires_grad and not norm.bias.requires_grad
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"image_size": (36, 55)}, "image_size 36x55 is not divisible by encoder.patch_size=5"),
         ({"num_heads": 5}, "encoder.embed_dim=24 must be divisible by num_heads=5"),
+        ({"embed_dim": 27}, "encoder.embed_dim=27 must be divisible by 4, or take pos_embed=learned"),
         ({"mean": (0.5,), "std": (0.5,)}, "one value per channel"),
     ],
 )
