@@ -92,6 +92,7 @@ class Timm(Encoder):
         channels_last = getattr(self.timm_model, "output_fmt", "NCHW") == "NHWC"
         return rearrange(out, "b h w d -> b (h w) d" if channels_last else "b d h w -> b (h w) d")
 
+    @torch.enable_grad()
     def _dry_run(self, model: str) -> tuple[int, int]:
         """The model's stride in pixels and its width, from a grey image; what the features do not need is frozen.
 
@@ -100,8 +101,7 @@ class Timm(Encoder):
         height, width = self.image_size
         training = self.timm_model.training
         try:
-            with torch.enable_grad():
-                out = self.timm_model.eval().forward_features(torch.zeros(1, self.in_chans, height, width))
+            out = self.timm_model.eval().forward_features(torch.zeros(1, self.in_chans, height, width))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise _misfit(model, self.image_size, error) from error
         self.timm_model.train(training)
