@@ -23,6 +23,7 @@ from mimkit.train.session import Run, prepare
 from mimkit.train.signals import StopRequest
 from mimkit.weights import checkpoint
 from mimkit.weights.handover import save_encoder
+from mimkit.weights.tokenizer import save_tokenizer
 
 MANY_PLACES = 1024  # more are told of
 PICTURES = 8  # images in the picture of reconstructions
@@ -189,6 +190,7 @@ def save(run: Run, progress: Progress, must: bool = False) -> None:
         keep = run.recipe.train.keep_checkpoints
         checkpoint.save(run.folder / "checkpoints", run.step, run.model, run.optimizer, state, keep)
         save_encoder(run.folder, run.model.encoder, run.recipe.encoder.name, run.recipe.encoder.options)
+        save_tokenizer(run.folder, run.model)
         run.failed_saves = 0
     except OSError as error:
         run.failed_saves += 1
