@@ -33,5 +33,5 @@ def save_tokenizer(folder: Path, model: Model) -> None:
         "vocab_size": head.vocab_size,
         "mimkit": mimkit.__version__,
     }
-    write_weights(folder / NAME, nn.ModuleDict({"encoder": model.encoder, "head": head}).state_dict())
+    write_weights(folder / NAME, nn.ModuleDict({"encoder": model.encoder, "head": objective.head}).state_dict())
     write_text((folder / NAME).with_suffix(".json"), json.dumps(description, indent=1) + "\n")
