@@ -1,14 +1,20 @@
 """Masks: counts and shares of the authors' code, uniformity by statistics, the contract of `Mask` by hand."""
 
+import math
+import random
+from itertools import combinations
+
 import jaxtyping
 import pytest
 import torch
 
 from mimkit.errors import UserError
 from mimkit.masks.block import Block
+from mimkit.masks.cells import Cells
 from mimkit.masks.grid import Grid
 from mimkit.masks.none import NoMask
 from mimkit.masks.random import Random
+from mimkit.masks.semantic import Semantic
 from mimkit.types import Mask
 
 
@@ -52,19 +58,134 @@ def test_random_hides_every_place_and_pair_equally_often():
     assert (pairs - wanted).abs().max() < 5 * (wanted * (1 - wanted) / 4000) ** 0.5
 
 
-def test_block_at_most_meets_the_shares_of_beits_own_generator():
-    """Against BEiT's generator on 14x14 with 75: full in 67.5 %, one short in 22.8 %, 74.49 on average."""
-    mask = Block(count=75, rule="at_most", feed="all").draw((14, 14), 4000, generator(), None)
+@pytest.mark.parametrize(
+    ("grid", "ratios", "parts"),  # visible, ignored, predicted
+    [
+        ((14, 14), (0.75, 0.75), (49, 0, 147)),
+        ((14, 14), (0.75, 0.5), (49, 49, 98)),
+        ((14, 14), (0.75, 0.25), (49, 98, 49)),
+        ((14, 14), (0.75, 0.15), (49, 117, 30)),
+        ((28, 28), (0.75, 0.25), (196, 392, 196)),
+        ((16, 16), (0.75, 0.25), (64, 128, 64)),
+        ((4, 16), (0.7, 0.2), (19, 31, 14)),  # 64 * (0.7 - 0.2) is 31.999…
+    ],
+)
+def test_a_part_of_the_hidden_places_is_predicted(grid, ratios, parts):
+    """The three numbers of CrossMAE's code."""
+    mask = Random(ratio=ratios[0], predict_ratio=ratios[1]).draw(grid, 3, generator(), None)
+    assert not (mask.predicted & ~mask.hidden).any()
+    ignored = (mask.hidden & ~mask.predicted).sum(1)
+    assert ((~mask.hidden).sum(1).tolist(), ignored.tolist(), mask.predicted.sum(1).tolist()) == tuple(
+        [part] * 3 for part in parts
+    )
+    assert torch.equal(mask.predicted_index, mask.predicted.nonzero()[:, 1].view(3, -1))
+    assert torch.equal(mask.fed, (~mask.hidden).nonzero()[:, 1].view(3, -1))
+    assert Random(ratio=ratios[0], predict_ratio=ratios[1], feed="all").draw(grid, 3, generator(), None).fed is None
+
+
+def test_every_hidden_place_is_predicted_equally_often():
+    """By statistics: a quarter of all places, whatever is hidden."""
+    mask = Random(predict_ratio=0.25).draw((4, 4), 8000, generator(), None)
+    assert (mask.predicted.double().mean(0) - 0.25).abs().max() < 5 * (0.25 * 0.75 / 8000) ** 0.5
+
+
+@pytest.mark.parametrize("masking", [Random(predict="all"), Semantic(predict="all")], ids=["random", "semantic"])
+def test_predict_all_counts_everywhere(masking):
+    """The same draw as without, the loss at all places in raster order."""
+    saliency = torch.rand(3, 12, generator=generator())
+    mask = masking.draw((3, 4), 3, generator(), saliency)
+    assert mask.predicted.all() and mask.predicted_index.tolist() == [list(range(12))] * 3
+    assert torch.equal(mask.hidden, type(masking)().draw((3, 4), 3, generator(), saliency).hidden)
+    assert torch.equal(mask.fed, (~mask.hidden).nonzero()[:, 1].view(3, -1))
+
+
+def beits_generator(grid, count, min_area, max_area, reach_edges=True, until_full=False):
+    """The authors' procedure for one image, place by place and attempt by attempt."""
+    (height, width), hidden = grid, set()
+    while len(hidden) < count:
+        budget = min(count - len(hidden), max_area)
+        for _ in range(10):
+            area, aspect = random.uniform(min_area, budget), math.exp(random.uniform(math.log(0.3), -math.log(0.3)))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if h >= height or w >= width:
+                continue
+            top, left = (random.randrange(side + reach_edges) for side in (height - h, width - w))
+            block = {(top + y) * width + left + x for y in range(h) for x in range(w)}
+            if 0 < len(block - hidden) <= budget:
+                hidden |= block
+                break
+        else:
+            if not until_full:
+                return hidden
+    return hidden
+
+
+@pytest.mark.parametrize(
+    ("grid", "count", "min_area", "max_area", "edges", "rule"),
+    [
+        ((14, 14), 75, 16, 75, True, "at_most"),
+        ((14, 14), 120, 16, 196, True, "at_most"),
+        ((7, 11), 30, 6, 30, True, "at_most"),
+        ((4, 4), 6, 1, 4, True, "at_most"),
+        ((14, 14), 78, 15, 78, True, "blocks"),
+        ((14, 14), 78, 15, 78, False, "blocks"),
+    ],
+)
+def test_blocks_are_drawn_as_by_the_authors(grid, count, min_area, max_area, edges, rule):
+    """Against the procedure of BEiT's masking_generator: numbers hidden, and how often each place is."""
+    random.seed(0)
+    draws, places = 3000, grid[0] * grid[1]
+    wanted = torch.zeros(draws, places, dtype=torch.bool)
+    for row in wanted:
+        row[list(beits_generator(grid, count, min_area, max_area, edges, rule == "blocks"))] = True
+    masking = Block(count=count, min_area=min_area, max_area=max_area, edges=edges, rule=rule, feed="all")
+    hidden = masking.draw(grid, draws, generator(), None).hidden
+    noise = 5 / (2 * draws) ** 0.5  # five standard deviations of a difference of shares, at the most
+    for number in range(count - 3, count + 1):
+        share = ((x.sum(1) == number).double().mean() for x in (hidden, wanted))
+        assert abs(next(share) - next(share)) < noise, number
+    assert (hidden.double().mean(0) - wanted.double().mean(0)).abs().max() < noise
+    assert hidden.sum(1).max() == count
+
+
+@pytest.mark.parametrize(
+    ("grid", "options", "full", "mean"),
+    [
+        ((14, 14), {"count": 75}, 0.666, 74.47),  # BEiT
+        ((16, 16), {"count": 105, "min_area": 16}, 0.653, 104.45),  # EVA
+        ((14, 14), {"count": 120, "max_area": 196}, 0.699, 119.54),  # data2vec
+    ],
+)
+def test_block_at_most_meets_the_shares_of_the_authors_settings(grid, options, full, mean):
+    """Against 20 000 draws of the procedure above; never more than the count."""
+    mask = Block(**options, rule="at_most", feed="all").draw(grid, 10000, generator(), None)
     counts = mask.hidden.sum(1)
-    assert counts.max() == 75
-    assert (counts == 75).double().mean() == pytest.approx(0.675, abs=0.03)
-    assert (counts == 74).double().mean() == pytest.approx(0.228, abs=0.03)
-    assert counts.double().mean() == pytest.approx(74.49, abs=0.1)
+    assert counts.max() == options["count"]
+    assert (counts == options["count"]).double().mean() == pytest.approx(full, abs=0.02)
+    assert counts.double().mean() == pytest.approx(mean, abs=0.06)
     assert mask.predicted_index is None
     assert mask.fed is None
 
 
-@pytest.mark.parametrize(("grid", "options", "hidden"), [((14, 14), {"count": 75}, 75), ((7, 11), {"ratio": 0.4}, 30)])
+@pytest.mark.parametrize(("edges", "shares"), [(True, (0.145, 0.147)), (False, (0, 0))])
+def test_maskfeats_blocks_hide_78_and_reach_the_edge_in_one_version(edges, shares):
+    """How often the last row and column are hidden: the figures of mmselfsup (.145, .147) and mmpretrain (never)."""
+    mask = Block(ratio=0.4, rule="blocks", min_area=15, edges=edges).draw((14, 14), 2000, generator(), None)
+    assert (mask.hidden.sum(1) == 78).all() and mask.fed.shape == (2000, 118)
+    hidden = mask.hidden.view(-1, 14, 14).double()
+    assert hidden[:, 13].mean() == pytest.approx(shares[0], abs=0.012)
+    assert hidden[:, :, 13].mean() == pytest.approx(shares[1], abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("grid", "options", "hidden"),
+    [
+        ((14, 14), {"count": 75}, 75),
+        ((7, 11), {"ratio": 0.4}, 30),
+        ((4, 4), {"count": 15}, 15),
+        ((4, 4), {"count": 9, "rule": "blocks", "edges": False}, 9),  # all that blocks reach
+    ],
+)
 def test_block_exact_always_hides_the_count(grid, options, hidden):
     """BEiT v2: filled up with single places."""
     mask = Block(**options).draw(grid, 500, generator(), None)
@@ -78,6 +199,75 @@ def test_blocks_hang_together_more_than_random_places():
     hidden = Block(count=75).draw((14, 14), 500, generator(), None).hidden.view(-1, 14, 14)
     together = (hidden[:, :, 1:] & hidden[:, :, :-1]).sum() / hidden[:, :, :-1].sum()
     assert together > 0.65  # random places: 75 / 196 = 0.38
+
+
+@pytest.mark.parametrize(
+    ("grid", "options", "cells"),
+    [
+        ((12, 12), {}, 22),  # SimMIM at 192 px: ceil(36 * 0.6)
+        ((48, 48), {"cell": 8}, 22),  # the same for Swin's patches of 4 px
+        ((14, 14), {}, 30),  # SimMIM at 224 px: ceil(49 * 0.6)
+        (
+            (14, 14),
+            {"ratio": 0.65, "rounding": "floor_visible", "feed": "visible"},
+            32,
+        ),  # CMAE: int(49 * 0.35) = 17 stay
+        ((4, 4), {}, 3),
+        ((6, 10), {"ratio": 0.5}, 8),
+    ],
+)
+def test_cells_are_hidden_as_a_whole(grid, options, cells):
+    """The numbers of SimMIM's and CMAE's code; each cell is hidden or visible, never cut."""
+    mask = Cells(**options).draw(grid, 5, generator(), None)
+    cell = options.get("cell", 2)
+    pixels = mask.hidden.view(5, grid[0] // cell, cell, grid[1] // cell, cell)
+    whole = pixels[:, :, 0, :, 0]
+    assert torch.equal(pixels, whole[:, :, None, :, None].expand_as(pixels))
+    assert (whole.sum((1, 2)) == cells).all() and mask.grid == grid
+    if options.get("feed") == "visible":
+        assert torch.equal(mask.fed, (~mask.hidden).nonzero()[:, 1].view(5, -1))
+    else:
+        assert mask.fed is None
+
+
+def test_every_cell_is_hidden_equally_often():
+    """By statistics on 2 x 3 cells, 4 of them hidden."""
+    hidden = Cells().draw((4, 6), 5000, generator(), None).hidden.double().mean(0)
+    assert (hidden - 4 / 6).abs().max() < 5 * (4 / 6 * 2 / 6 / 5000) ** 0.5
+
+
+def test_semantic_samples_one_place_after_another():
+    """By hand on four places: the chance of each pair to stay visible in successive sampling without replacement."""
+    weights = [0.1, 0.2, 0.3, 0.4]
+    saliency = torch.tensor(weights).mul(7).expand(40000, 4)  # only proportions count
+    mask = Semantic(ratio=0.5).draw((2, 2), 40000, generator(), saliency)
+    for i, j in combinations(range(4), 2):
+        p, q = weights[i], weights[j]
+        wanted = p * q / (1 - p) + q * p / (1 - q)
+        share = (mask.fed == torch.tensor([i, j])).all(1).double().mean()
+        assert abs(share - wanted) < 5 * (wanted * (1 - wanted) / 40000) ** 0.5, (i, j)
+
+
+def test_semantic_leaves_each_image_what_its_own_saliency_shows():
+    """Half of the places are a hundred times as salient, another half in each image: nearly all visible ones lie there."""
+    saliency = torch.ones(2, 7, 11)
+    saliency[0, :, :5], saliency[1, 4:] = 100, 100
+    mask = Semantic().draw((7, 11), 2, generator(), saliency.flatten(1))
+    assert mask.hidden.sum(1).tolist() == [58, 58]  # int(77 * 0.25) = 19 stay
+    assert not mask.hidden.gather(1, mask.fed).any() and torch.equal(mask.fed, mask.fed.sort(1).values)
+    shown = saliency.flatten(1).gather(1, mask.fed) == 100
+    assert (shown.sum(1) >= 17).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_semantic_bears_zeros_and_low_precision(dtype):
+    """What a softmax loses to zero ranks last, in random order; an image of zeros is masked at random."""
+    saliency = torch.zeros(4000, 16)
+    saliency[:2000, :3] = torch.tensor([0.9, 0.1, 6e-8])  # the last: float16's smallest number
+    mask = Semantic(count=11).draw((4, 4), 4000, generator(), saliency.to(dtype))
+    assert (mask.hidden.sum(1) == 11).all() and not mask.hidden[:2000, :3].any()
+    for image, chance in ((mask.hidden[:2000, 3:], 11 / 13), (mask.hidden[2000:], 11 / 16)):
+        assert (image.double().mean(0) - chance).abs().max() < 5 * (chance * (1 - chance) / 2000) ** 0.5
 
 
 def test_grid_leaves_the_upper_left_place_of_each_cell():
@@ -98,12 +288,21 @@ def test_none_hides_nothing_and_predicts_everything():
 
 
 @pytest.mark.parametrize(
-    "masking", [Random(), Block(), Block(rule="at_most", feed="all")], ids=["random", "exact", "at_most"]
+    "masking",
+    [
+        Random(),
+        Random(predict_ratio=0.25),
+        Semantic(),
+        Block(),
+        *(Block(rule=r, feed="all") for r in ("at_most", "blocks")),
+    ],
+    ids=["random", "part", "semantic", "exact", "at_most", "blocks"],
 )
 def test_the_same_generator_gives_the_same_mask(masking):
     """By repetition: equal seeds agree, other seeds differ, the global generator is left alone."""
     before = torch.get_rng_state()
-    first, again, other = (masking.draw((7, 11), 5, generator(seed), None).hidden for seed in (1, 1, 2))
+    even = torch.ones(5, 77)
+    first, again, other = (masking.draw((7, 11), 5, generator(seed), even).hidden for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
@@ -149,6 +348,29 @@ def test_feed_visible_lists_what_is_not_hidden():
         (lambda: Random(count=77).draw((7, 11), 1, generator(), None), "would hide 77 of 77 places"),
         (lambda: Block(rule="at_most"), r"set mask\.feed=all or mask\.rule=exact"),
         (lambda: Grid().draw((1, 9), 1, generator(), None), "at least 2x2 places"),
+        (lambda: Random(ratio=0.5, predict_ratio=0.6), r"predict_ratio=0\.6 must not exceed mask\.ratio=0\.5"),
+        (lambda: Random(count=9, predict_ratio=0.5), "goes without mask.count"),
+        (lambda: Random(predict="all", predict_ratio=0.5), "goes without .* mask.predict=all"),
+        (
+            lambda: Random(ratio=0.65, rounding="nearest", predict_ratio=0.01).draw((4, 4), 1, generator(), None),
+            "none of 16 places to predict",
+        ),
+        (lambda: Semantic().draw((4, 4), 1, generator(), None), r"set target\.saliency=true \(clip, timm\)$"),
+        (
+            lambda: Cells(cell=4).draw((12, 18), 1, generator(), None),
+            "divide the grid of 12x18 places; fits: 1, 2, 3, 6$",
+        ),
+        (lambda: Cells(cell=2).draw((7, 11), 1, generator(), None), "fits: 1$"),
+        (lambda: Cells(ratio=0.9).draw((4, 4), 1, generator(), None), "would hide 4 of 4 cells"),
+        (lambda: Block(count=3).draw((1, 9), 1, generator(), None), "cannot hide 3 of 1x9 places"),
+        (
+            lambda: Block(count=10, rule="blocks", edges=False).draw((4, 4), 1, generator(), None),
+            "cannot hide 10 of 4x4 places: .* reach 9 of them",
+        ),
+        (
+            lambda: Block(count=3, rule="blocks", min_area=3, min_aspect=1.0).draw((4, 4), 1, generator(), None),
+            r"found no way to hide 3 of 4x4 places: .* mask\.rule=exact",
+        ),
     ],
 )
 def test_impossible_masks_are_told(make, told, monkeypatch):
