@@ -175,6 +175,15 @@ def test_what_a_timm_models_features_do_not_need_is_frozen():
     assert features.cls is None and features.tokens.shape[1] == 6 == features.sequence.shape[1]
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_stochastic_depth_is_the_recipes_not_the_models_own(rate):
+    """By the last block's layer; timm's Swin would take 0.1 by itself, and DenseNet knows nothing of it."""
+    options = {"model": "swin_tiny_patch4_window7_224", "drop_path": rate}
+    encoder = registry.build("encoder", "timm", options, {"image_size": (32, 64)})
+    assert getattr(encoder.timm_model.layers[-1].blocks[-1].drop_path1, "drop_prob", 0.0) == pytest.approx(rate)
+    assert registry.build("encoder", "timm", {"model": "densenet121"}, {"image_size": (32, 64)}).out_grid == (1, 2)
+
+
 @torch.no_grad()
 def test_beits_initial_weights_follow_the_authors():
     """Cut at one std: 0.5396 of it is left; what leaves block l is divided by sqrt(2 l); uncut, the projection is torch's."""

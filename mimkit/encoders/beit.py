@@ -122,7 +122,8 @@ class Beit(Encoder):
         cls = beit.cls_token if beit.pos_embed is None else beit.cls_token + beit.pos_embed[:, :1]
         sequence = torch.cat([cls.expand(len(images), -1, -1), tokens], dim=1)
         bias = None if beit.rel_pos_bias is None else beit.rel_pos_bias()
-        sequence, outputs = run_blocks(beit.blocks, sequence, layers, shared_rel_pos_bias=bias)
+        added = None if bias is None else bias[None]  # the fused attention of CPUs asks for the batch's axis
+        sequence, outputs = run_blocks(beit.blocks, sequence, layers, shared_rel_pos_bias=added)
         return Features(
             sequence=beit.norm(sequence),
             num_prefix_tokens=1,

@@ -25,7 +25,7 @@ class Timm(Encoder):
     model: its name, such as convnextv2_tiny or vit_tiny_patch16_224; nothing is downloaded.
     patch_size: side of a place of the mask in pixels; null is the model's stride, a divisor of it makes finer masks.
     in_chans: channels of the images.
-    drop_path: stochastic depth, as the model has it.
+    drop_path: stochastic depth, rising over the blocks to this rate; refused by models that have none.
     mean: per channel in [0, 1] units; null is ImageNet's.
     std: per channel in [0, 1] units; null is ImageNet's.
     """
@@ -130,21 +130,17 @@ def _create(model: str, image_size: Size, in_chans: int, drop_path: float) -> An
     if not timm.is_model(model):
         hint = nearest(model, timm.list_models())
         raise UserError(f"timm {timm.__version__} knows no model '{model}'{hint}")
-    options: dict[str, Any] = {
-        "in_chans": in_chans,
-        "num_classes": 0,
-        "global_pool": "",
-        "drop_path_rate": drop_path or None,
-    }
-    try:
+    optional: dict[str, Any] = {"img_size": image_size, "drop_path_rate": drop_path}
+    while True:
         try:
-            return timm.create_model(model, img_size=image_size, **options)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-            return timm.create_model(model, **options)  # a ConvNet reads any size
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise _misfit(model, image_size, error) from error
+            return timm.create_model(model, in_chans=in_chans, num_classes=0, global_pool="", **optional)
+        except TypeError as error:  # a ConvNet reads any size; some models have no stochastic depth
+            unknown = next((name for name in optional if f"'{name}'" in str(error)), None)
+            if unknown is None or (unknown == "drop_path_rate" and drop_path):
+                raise _misfit(model, image_size, error) from error
+            del optional[unknown]
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise _misfit(model, image_size, error) from error
 
 
 def _misfit(model: str, image_size: Size, why: object) -> UserError:
