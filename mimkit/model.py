@@ -90,7 +90,8 @@ class Model(nn.Module):
         loss = torch.zeros((), device=images.device)
         for name, objective in self._objectives():
             values = objective.normalized(mask.select(wanted[name].values))
-            prediction = objective.head(features, mask)
+            layers = tuple(features.layers[self.layers.index(layer)] for layer in objective.head.layers)
+            prediction = objective.head(replace(features, layers=layers), mask)
             if not isinstance(prediction, Prediction):
                 prediction = Prediction(prediction)
             losses[name] = sum_losses(objective, prediction, values, wanted[name])
