@@ -168,6 +168,10 @@ class Draft:
         return Choice(given["name"], values)
 
     def objectives(self) -> dict[str, Any]:
+        return {name: self.objective(path) for name, path in self.objective_paths().items()}
+
+    def objective_paths(self) -> dict[str, strict_yaml.Path]:
+        """Where each objective's roles stand; the one that is written flat stands at the top."""
         more = self.tree.get("objectives") or {}
         if not isinstance(more, dict) or any(not isinstance(one, dict) for one in more.values()) or MAIN in more:
             self.problems.append(
@@ -175,9 +179,7 @@ class Draft:
             )
             return {}
         paths: dict[str, strict_yaml.Path] = {name: ("objectives", name) for name in more}
-        if any(role in self.tree for role in OBJECTIVE_ROLES) or not more:
-            paths = {MAIN: (), **paths}
-        return {name: self.objective(path) for name, path in paths.items()}
+        return {MAIN: (), **paths} if any(role in self.tree for role in OBJECTIVE_ROLES) or not more else paths
 
     def objective(self, path: strict_yaml.Path) -> ObjectiveChoice | None:
         """Normalizer and loss fall back to the target's own defaults."""
@@ -257,5 +259,12 @@ class Draft:
                 grid_of(self.image_size, patch_size)
             except UserError as error:
                 self.problems.append(f"{self.place(('image_size',))}: {error}")
+        for path in self.objective_paths().values():
+            cached = overrides.section(self.tree, (*path, "target", "cache")) is True
+            if cached and batches and (batches.crop_scale != (1, 1) or batches.color_jitter):
+                self.problems.append(
+                    f"{self.place((*path, 'target', 'cache'))}: target.cache keeps what comes again, random crops and "
+                    "colours do not: set data.crop_scale=[1,1] and data.color_jitter=0, or target.cache=false"
+                )
         if batches and (batches.crop_scale[0] > batches.crop_scale[1] or batches.crop_ratio[0] > batches.crop_ratio[1]):
             self.problems.append(f"{self.place(('data',))}: crop_scale and crop_ratio are [lowest, highest]")
