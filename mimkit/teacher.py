@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimkit.errors import UserError
 from mimkit.types import Images, Size, Standardize, Target, Wanted, as_float
@@ -105,14 +106,34 @@ class Cache:
 
 
 def class_attention(
-    query: Float[Tensor, "B H 1 D"], key: Float[Tensor, "B H N D"], num_prefix_tokens: int
+    tokens: Float[Tensor, "B N D"],
+    weight: Float[Tensor, "qkv D"],
+    bias: Float[Tensor, " qkv"] | None,
+    num_heads: int,
+    num_prefix_tokens: int = 1,
+    norms: tuple[nn.Module, nn.Module] | None = None,
 ) -> Float[Tensor, "B L"]:
     """How much the class token looks at each place: softmax over all tokens, mean over the heads, prefix tokens cut off.
 
-    It is not brought to sum 1 again. Source: MILAN (arXiv 2208.06049, section 3.3).
+    The rows are not brought to sum 1 again. Source: MILAN (arXiv 2208.06049, section 3.3).
+
+    tokens: what the attention reads. weight, bias: of its fused query, key and value. norms: of queries and keys.
     """
+    biases = (None,) * 3 if bias is None else bias.chunk(3)
+    reads = zip((tokens[:, :1], tokens), weight.chunk(3), biases, strict=False)
+    query, key = (rearrange(F.linear(x, w, b), "b n (h d) -> b h n d", h=num_heads) for x, w, b in reads)
+    if norms:
+        query, key = norms[0](query), norms[1](key)
     scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
     return scores.float().softmax(-1).mean(1)[:, 0, num_prefix_tokens:]
+
+
+@contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what the module is given first at each call, as long as the context lasts."""
+    seen: list[Tensor] = []
+    with module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        yield seen
 
 
 @contextmanager
