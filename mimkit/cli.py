@@ -128,6 +128,23 @@ def export(
     typer.echo(write(run, output, to))
 
 
+@app.command("import", epilog="Example: mimkit import mae_pretrain_vit_base.pth --as mae -o encoder/")
+def import_weights(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Authors' weights: .pth, .bin or .safetensors.")],
+    method: Annotated[str, typer.Option("--as", metavar="METHOD", help="A method (mae, simmim, …), or a recipe.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")],
+    overrides: Overrides = None,
+    plugin: Plugin = None,
+) -> None:
+    """Take published weights over: the encoder for mimkit.load, a tokenizer for target=vq."""
+    load_plugins(plugin)
+    check_writable(output)
+
+    from mimkit.weights.importing import import_weights as write
+
+    typer.echo(write(weights, method, output, overrides or ()))
+
+
 @app.command("list", epilog="Example: mimkit list target")
 def list_components(
     role: Annotated[str | None, typer.Argument(metavar="[ROLE]", help="encoder, mask, head, target, …")] = None,

@@ -1,25 +1,18 @@
 """Authors' weights into a model: every name on both sides is accounted for, or nothing is loaded."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from math import isqrt
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
 from mimkit.model import Model
 from mimkit.types import Encoder
-from mimkit.weight_files import read_weights
-from mimkit.weights.layout import Layout
-
-WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile write before every name
-SHOWN = 3  # names of a kind that a message or the report spells out
+from mimkit.weights.published import Published, recognise, some
 
 
 @dataclass(frozen=True)
@@ -38,105 +31,77 @@ class Report:
     def __str__(self) -> str:
         return (
             f"{self.layout}: {len(self.matched)} tensors of the model matched\n"
-            f"absent in the file:   {_some(self.absent)}\n"
-            f"left over in the file: {_some(self.left_over)}"
+            f"absent in the file:   {some(self.absent)}\n"
+            f"left over in the file: {some(self.left_over)}"
         )
 
 
-@dataclass(frozen=True)
-class Published:
-    """Published weights whose kind is known.
-
-    theirs: by their names. where: names the file and its kind in messages.
-    """
-
-    layout: Layout
-    theirs: Mapping[str, Tensor]
-    where: str
-
-    def tensors(self, encoder: Encoder) -> dict[str, Tensor]:
-        """By our names, as they lie in models with such an encoder. Raises UserError for parts that cannot be joined."""
-        origins = self.layout.origins(self.theirs)
-        joined = {ours: _joined([self.theirs[name] for name in names], self.where) for ours, names in origins.items()}
-        return {ours: self.layout.converted(ours, tensor, encoder) for ours, tensor in joined.items()}
-
-
-def load_official(model: Model | Encoder, source: str | Path | Mapping[str, Tensor]) -> Report:
+def load_official(model: Model | Encoder, source: str | Path | Mapping[str, Tensor] | Published) -> Report:
     """Load published weights, a file or a state dict, into a model or an encoder; prints and gives the report.
 
     Positions are loaded like all else, fixed ones too, so the model computes what its authors' did whichever axis comes
     first in them. Raises UserError, and loads nothing, unless all that this kind of file must bring has its place with an
     equal shape.
     """
-    published = recognise(source)
-    if isinstance(model, Encoder):
-        report = fill(published, model, None)
-    else:
-        head = next(iter(model.objectives.values())).get_submodule("head")
-        report = fill(published, model.encoder, head)
+    published = source if isinstance(source, Published) else recognise(source)
+    encoder = model if isinstance(model, Encoder) else model.encoder
+    parts: dict[str, nn.Module] = {"encoder": encoder}
+    if isinstance(model, Model):
+        parts["head"] = next(iter(model.objectives.values())).get_submodule("head")
+    places = {f"{part}.{name}": x for part in parts for name, x in parts[part].state_dict().items()}
+    tensors = {ours: tensor for ours, tensor in published.tensors(encoder).items() if ours in places}
+    matched = {name for ours in tensors for name in published.origins[ours]}
+    report = Report(
+        published.layout.name,
+        matched=tuple(tensors),
+        absent=tuple(ours for ours in places if ours not in tensors),
+        left_over=tuple(name for name in published.theirs if name not in matched),
+    )
+    _check_grid(encoder, tensors, published.where)
+    _check_windows(encoder, tensors, published.where)
+    _check_names_and_shapes(published, report, tensors, places, parts.get("head"))
+    for part, module in parts.items():
+        own = {ours.removeprefix(f"{part}."): x for ours, x in tensors.items() if ours.startswith(f"{part}.")}
+        module.load_state_dict(own, strict=False)
+    if isinstance(model, Model):
         model.restart_targets()
     print(report)
     return report
 
 
-def recognise(source: str | Path | Mapping[str, Tensor]) -> Published:
-    """The weights of a file or state dict. Raises UserError where it cannot be read or is of no known kind."""
-    theirs = source if isinstance(source, Mapping) else read_weights(Path(source))
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in theirs):
-            theirs = {name.removeprefix(wrapper): tensor for name, tensor in theirs.items()}
-    where = "the state dict" if isinstance(source, Mapping) else str(source)
-    layout = next((layout for layout in known_layouts() if layout.recognises(theirs)), None)
-    if layout is None:
-        known = "; ".join(layout.name for layout in known_layouts())
-        raise UserError(f"{where}: no known layout, it holds {_some(tuple(theirs))}. Known: {known}")
-    return Published(layout, theirs, f"{where} ({layout.name})")
+def _check_names_and_shapes(
+    published: Published,
+    report: Report,
+    tensors: Mapping[str, Tensor],
+    places: Mapping[str, Tensor],
+    head: nn.Module | None,
+) -> None:
+    """Raise UserError where a shape differs or a name that counts has no counterpart.
 
-
-def fill(published: Published, encoder: Encoder, head: nn.Module | None) -> Report:
-    """Load published weights into an encoder and, unless it is None, a head. Raises UserError, and loads nothing, where
-    they do not fit.
+    tensors: the file's by our names; places: the model's. head: None where an encoder alone is filled, which has no use
+    for a head.
     """
-    layout, where = published.layout, published.where
-    parts = {"encoder": encoder, **({} if head is None else {"head": head})}
-    places = {f"{part}.{name}": x for part in parts for name, x in parts[part].state_dict().items()}
-    tensors = {ours: tensor for ours, tensor in published.tensors(encoder).items() if ours in places}
-    origins = layout.origins(published.theirs)
-    matched = {name for ours in tensors for name in origins[ours]}
-    report = Report(
-        layout.name,
-        matched=tuple(tensors),
-        absent=tuple(ours for ours in places if ours not in tensors),
-        left_over=tuple(name for name in published.theirs if name not in matched),
-    )
-    ours_of = {name: ours for ours, names in origins.items() for name in names}
-    homeless = [
-        name
-        for name in report.left_over
-        if not re.fullmatch(layout.left_over, name)
-        and (head is not None or not ours_of.get(name, name).startswith("head."))  # an encoder alone needs no head
-    ]
+    layout = published.layout
+    ours_of = {name: ours for ours, names in published.origins.items() for name in names}
+    unused = {name for name, ours in ours_of.items() if head is None and ours.startswith("head.")}
+    homeless = [name for name in report.left_over if not re.fullmatch(layout.left_over, name) and name not in unused]
     missing = [name for name in report.absent if not re.fullmatch(layout.absent, name)]
-    _check_grid(encoder, tensors, where)
-    _check_windows(encoder, tensors, where)
     reshaped = [name for name, tensor in tensors.items() if tensor.shape != places[name].shape]
-    if trouble := [*reshaped, *missing, *(ours_of.get(name, name) for name in homeless)]:
-        what = "the model" if any(not name.startswith("head.") for name in trouble) else _head_name(head)
-        told = {"of another shape": [_shapes(name, tensors, places) for name in reshaped]}
-        told |= {"only in the file": homeless, "only in the model": missing}
-        listed = "; ".join(f"{kind}: {_some(words)}" for kind, words in told.items() if words)
-        raise UserError(f"{where} does not fit {what}; {listed}")
-    for part, module in parts.items():
-        own = {ours.removeprefix(f"{part}."): x for ours, x in tensors.items() if ours.startswith(f"{part}.")}
-        module.load_state_dict(own, strict=False)
-    return report
-
-
-def known_layouts() -> tuple[Layout, ...]:
-    """All layouts: those of the modules in `mimkit/weights/layouts`, in alphabetical order of the modules."""
-    home = import_module("mimkit.weights.layouts")
-    modules = sorted(module.name for module in iter_modules(home.__path__) if not module.name.startswith("_"))
-    return tuple(layout for name in modules for layout in import_module(f"{home.__name__}.{name}").LAYOUTS)
+    trouble = [*reshaped, *missing, *(ours_of.get(name, name) for name in homeless)]
+    if not trouble:
+        return
+    what = "the model"
+    if all(name.startswith("head.") for name in trouble):
+        what += f"'s head '{type(head).__module__.rpartition('.')[2]}'"
+    told = {
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} there and {tuple(places[name].shape)} here" for name in reshaped
+        ],
+        "only in the file": homeless,
+        "only in the model": missing,
+    }
+    differences = "; ".join(f"{kind}: {some(words)}" for kind, words in told.items() if words)
+    raise UserError(f"{published.where} does not fit {what}; {differences}")
 
 
 def _check_grid(encoder: Encoder, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -181,29 +146,3 @@ def _check_windows(encoder: Encoder, tensors: Mapping[str, Tensor], where: str) 
         raise UserError(
             f"{where}: its relative positions are of a window of {side}x{side} places, here it is {height}x{width}; {fits}"
         )
-
-
-def _joined(tensors: Sequence[Tensor], where: str) -> Tensor:
-    """One tensor as it is, several along their first axis."""
-    if len(tensors) == 1:
-        return tensors[0]
-    shapes = [tuple(tensor.shape) for tensor in tensors]
-    if len({shape[1:] for shape in shapes}) > 1 or () in shapes:
-        raise UserError(
-            f"{where}: tensors of shapes {', '.join(map(str, shapes))} do not fit together; the file is damaged"
-        )
-    return torch.cat(list(tensors))
-
-
-def _shapes(name: str, there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str:
-    return f"{name} {tuple(there[name].shape)} there and {tuple(here[name].shape)} here"
-
-
-def _head_name(head: nn.Module | None) -> str:
-    return f"the model's head '{type(head).__module__.rpartition('.')[2]}'"
-
-
-def _some(words: Sequence[str]) -> str:
-    """The first words and how many more there are, or "nothing"."""
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return ", ".join(words[:SHOWN]) + more or "nothing"

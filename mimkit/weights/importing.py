@@ -1,0 +1,83 @@
+"""Published weights as a hand-over: `mimkit import`. The target is not needed, so no teacher is downloaded for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mimkit import strict_yaml
+from mimkit.draft import load_recipe, shipped
+from mimkit.errors import UserError
+from mimkit.model import Model, Objective, build_encoder, build_head
+from mimkit.recipe import Recipe
+from mimkit.tokenizer import Tokenizer
+from mimkit.types import Loss, Normalizer, Target
+from mimkit.weights.handover import save_encoder
+from mimkit.weights.official import load_official
+from mimkit.weights.published import Published, recognise
+from mimkit.weights.tokenizer import save_tokenizer
+
+
+class _Width(Target):
+    """In place of a target of which only the width counts: a head's weights can be loaded, nothing is predicted."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+
+def import_weights(weights: Path, method: str, out: Path, overrides: Sequence[str] = ()) -> str:
+    """Write the hand-over of published weights into the folder `out`: the encoder, and a tokenizer if they are one.
+
+    method: that of shipped recipes (`mae`; of several the first that fits counts), or one recipe's name or path.
+    Gives a text on how to load it. Raises UserError where the weights cannot be read or fit none of the recipes, and
+    where `out` cannot be written.
+    """
+    published = recognise(weights)
+    model = _fitting(published, method, overrides)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_encoder(out, model.encoder, model.recipe.encoder.name, model.recipe.encoder.options)
+        save_tokenizer(out, model)
+    except OSError as error:
+        raise UserError(f"-o {out} cannot be written: {error.strerror}; choose another folder") from error
+    text = f'{out}: load the encoder with mimkit.load("{out}")'
+    if isinstance(next(iter(model.objectives.values())).head, Tokenizer):
+        text += f"\n{out}: its codes are a target with target=vq target.checkpoint={out}"
+    return text
+
+
+def _fitting(published: Published, method: str, overrides: Sequence[str]) -> Model:
+    """The model of the first recipe that the weights fit, loaded. Raises UserError where they fit none."""
+    problems = dict[str, str]()
+    for name in _recipes(method):
+        try:
+            model = _model(load_recipe(name, overrides), published)
+            load_official(model, published)
+            return model
+        except UserError as error:
+            problems[name] = str(error).partition("\n")[0]
+    first, problem = next(iter(problems.items()))
+    if len(problems) == 1:
+        raise UserError(f"recipe {first}: {problem}")
+    raise UserError(
+        f"none of the recipes of '{method}' fits ({', '.join(problems)}); give --as RECIPE, or options as key=value. "
+        f"The first: {problem}"
+    )
+
+
+def _recipes(method: str) -> list[str]:
+    """Names of the shipped recipes of a method, the papers' first; where there are none, `method` is a recipe itself."""
+    methods = {
+        name: str(strict_yaml.read(path.read_text(encoding="utf-8"), name)[0]["method"])
+        for name, path in shipped().items()
+    }
+    found = [name for name, its in methods.items() if its == method or its.startswith(f"{method}_")]
+    return sorted(found, key=lambda name: not name.startswith("imagenet/")) or [method]
+
+
+def _model(recipe: Recipe, published: Published) -> Model:
+    """The recipe's encoder and its first objective's head, as wide as the file's prediction."""
+    masking, encoder = build_encoder(recipe)
+    name, choice = next(iter(recipe.objectives.items()))
+    target = _Width(published.width(encoder))
+    head = build_head(choice.head, encoder, masking.feed, target.dim or 1)
+    return Model(encoder, masking, {name: Objective(head, target, Normalizer(), Loss(), choice.weight)}, recipe)
