@@ -48,9 +48,9 @@ class HOG(Target):
         self.cells = (image_size[0] // cell, image_size[1] // cell)
         self.dim = in_chans * bins * self.per_patch**2
         self.standardize = Standardize(in_chans, mean, std)
-        self.cell_of_pixel: Tensor
+        self.first_bin: Tensor  # of each pixel's cell, where all histograms lie one behind the other
         rows, columns = (torch.arange(side) // cell for side in image_size)
-        self.register_buffer("cell_of_pixel", rows[:, None] * self.cells[1] + columns, persistent=False)
+        self.register_buffer("first_bin", (rows[:, None] * self.cells[1] + columns) * bins, persistent=False)
         self.weight: Tensor
         self.register_buffer("weight", _gaussian(gaussian_window, image_size), persistent=False)
 
@@ -62,11 +62,10 @@ class HOG(Target):
         magnitude = torch.hypot(gx, gy).mul_(self.weight)
         angle = torch.atan2(gx, gy)  # the arguments in the authors' order: 0 where the brightness changes downwards
         bins = angle.div_(pi).mul_(self.bins).floor_().remainder_(self.bins).long()
-        index = torch.add(self.cell_of_pixel, bins, alpha=self.cells[0] * self.cells[1]).flatten(2)
-        sums = magnitude.new_zeros(*images.shape[:2], self.bins, *self.cells)
-        sums.flatten(2).scatter_add_(2, index, magnitude.flatten(2))
-        histograms = F.normalize(sums, dim=2)
-        return rearrange(histograms, "b c n (h i) (w j) -> b (h w) (c n i j)", i=self.per_patch, j=self.per_patch)
+        sums = magnitude.new_zeros(*images.shape[:2], *self.cells, self.bins)
+        sums.flatten(2).scatter_add_(2, bins.add_(self.first_bin).flatten(2), magnitude.flatten(2))
+        histograms = F.normalize(sums, dim=-1)
+        return rearrange(histograms, "b c (h i) (w j) n -> b (h w) (c n i j)", i=self.per_patch, j=self.per_patch)
 
 
 def _smooth(differences: Float[Tensor, "B C h w"], dim: int) -> Float[Tensor, "B C H W"]:
