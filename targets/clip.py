@@ -61,23 +61,23 @@ class CLIP(Teacher):
         cache: bool = False,
     ):
         config, known, path = _find(model, pretrained)
-        vision = {"patch_size": 16, "layers": 12, "image_size": 224, **config["vision_cfg"]}
-        depth, patch_size = vision["layers"], vision["patch_size"]
-        if "timm_model_name" in vision or not isinstance(depth, int):
+        vision = config["vision_cfg"]
+        depth = vision.layers
+        if vision.timm_model_name or not isinstance(depth, int):
             raise UserError(f"target clip reads OpenCLIP's own ViTs, '{model}' is another network: take target=timm")
         if not -depth <= layer < depth:
             raise UserError(f"target.layer={layer}: '{model}' has blocks 0 to {depth - 1}, or -{depth} to -1")
         if proj and not norm:
             raise UserError("target.proj=true reads normalised tokens: take target.norm=true too, or target.proj=false")
-        if norm and vision.get("attentional_pool"):
+        if norm and vision.attentional_pool:
             raise UserError(f"'{model}' pools before it normalises: take target.norm=false target.proj=false")
-        input_size = (grid[0] * patch_size, grid[1] * patch_size)
+        input_size = (grid[0] * vision.patch_size, grid[1] * vision.patch_size)
         super().__init__(in_chans, input_size, mean or known["mean"], std or known["std"], cache)
-        self.visual = _image_tower(config, vision, input_size, path or _download(model, known))
+        self.visual = _image_tower(config, grid, path or _download(model, known))
         if saliency and not isinstance(self.visual.transformer.resblocks[-1].attn, nn.MultiheadAttention):
             raise UserError(f"target.saliency: '{model}' has no plain attention; take target.saliency=false")
         self.layer, self.norm, self.proj, self.cls, self.saliency = layer % depth, norm, proj, cls, saliency
-        self.dim = config["embed_dim"] if proj else vision["width"]
+        self.dim = config["embed_dim"] if proj else vision.width
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> Wanted:
         if not self.saliency:
@@ -104,7 +104,7 @@ class CLIP(Teacher):
 
 
 def _find(model: str, pretrained: str | None) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
-    """OpenCLIP's configuration of the model; what is known of its images (mean, std); its weights, if not published ones.
+    """OpenCLIP's configuration of the model, what is known of its weights (mean, std), their file if they need no download.
 
     Raises UserError for a name, tag or folder that is not there.
     """
@@ -116,7 +116,8 @@ def _find(model: str, pretrained: str | None) -> tuple[dict[str, Any], dict[str,
         files = [file for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
         try:
             told = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
-            return dict(told["model_cfg"]), known | told.get("preprocess_cfg", {}), files[0]
+            config = told["model_cfg"] | {"vision_cfg": open_clip.CLIPVisionCfg(**told["model_cfg"]["vision_cfg"])}
+            return config, known | told.get("preprocess_cfg", {}), files[0]
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(
                 f"target.model={model}: needs open_clip_config.json and weights ({one_line(error)})"
@@ -126,6 +127,7 @@ def _find(model: str, pretrained: str | None) -> tuple[dict[str, Any], dict[str,
     if config is None:
         hint = nearest(name, open_clip.list_models()) or ";"
         raise UserError(f"target.model: OpenCLIP has no '{model}'{hint} a folder is given as {FOLDER}FOLDER")
+    config["vision_cfg"] = open_clip.CLIPVisionCfg(**config["vision_cfg"])
     if tag:  # which knows how its weights were trained
         return config | {"quick_gelu": config.get("quick_gelu") or tag.get("quick_gelu")}, known | tag, None
     if not Path(pretrained or "").is_file():
@@ -142,8 +144,8 @@ def _download(model: str, tag: dict[str, Any]) -> Path:
         return Path(open_clip.download_pretrained(tag))
 
 
-def _image_tower(config: dict[str, Any], vision: dict[str, Any], input_size: Size, path: Path) -> Any:
-    """OpenCLIP's image tower for `input_size`, with a file's weights; positions are resampled as OpenCLIP does it.
+def _image_tower(config: dict[str, Any], grid: Size, path: Path) -> Any:
+    """OpenCLIP's image tower with the weights of a file; its positions are resampled to the grid, as OpenCLIP does it.
 
     Raises UserError where the file does not fit.
     """
@@ -152,15 +154,13 @@ def _image_tower(config: dict[str, Any], vision: dict[str, Any], input_size: Siz
 
     weights = {name.removeprefix("module."): value for name, value in read_weights(path).items()}
     weights = {name[len("visual.") :]: x.float() for name, x in weights.items() if name.startswith("visual.")}
-    native, patch_size = vision["image_size"], vision["patch_size"]
-    native_grid = [side // patch_size for side in ([native, native] if isinstance(native, int) else native)]
+    quick_gelu = bool(config.get("quick_gelu"))
+    with torch.device("meta"):  # all weights are the file's; the text tower goes at once
+        visual: Any = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], {}, quick_gelu).visual
     try:
-        with torch.device("meta"):  # all weights are the file's; the text tower goes at once
-            vision = vision | {"image_size": input_size, "pos_embed_type": "learnable"}
-            visual = open_clip.CLIP(config["embed_dim"], vision, {}, quick_gelu=bool(config.get("quick_gelu"))).visual
-        positions = weights["positional_embedding"][None]
-        weights["positional_embedding"] = resample_abs_pos_embed(positions, list(visual.grid_size), native_grid)[0]
         visual.load_state_dict(weights, assign=True)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except RuntimeError as error:
         raise UserError(f"weights {path}: no image tower as target.model says ({one_line(error)})") from error
+    positions = visual.positional_embedding.detach()[None]
+    visual.positional_embedding = nn.Parameter(resample_abs_pos_embed(positions, list(grid), visual.grid_size)[0])
     return visual
