@@ -120,12 +120,13 @@ def class_attention(
     tokens: what the attention reads. weight, bias: of its fused query, key and value. norms: of queries and keys.
     """
     biases = (None,) * 3 if bias is None else bias.chunk(3)
-    reads = zip((tokens[:, :1], tokens), weight.chunk(3), biases, strict=False)
-    query, key = (rearrange(F.linear(x, w, b), "b n (h d) -> b h n d", h=num_heads) for x, w, b in reads)
-    if norms:
-        query, key = norms[0](query), norms[1](key)
-    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-    return scores.float().softmax(-1).mean(1)[:, 0, num_prefix_tokens:]
+    with torch.autocast(tokens.device.type, enabled=False):  # few products, and an exponential follows
+        reads = zip((tokens[:, :1].float(), tokens.float()), weight.chunk(3), biases, strict=False)
+        query, key = (rearrange(F.linear(x, w, b), "b n (h d) -> b h n d", h=num_heads) for x, w, b in reads)
+        if norms:
+            query, key = norms[0](query), norms[1](key)
+        scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+        return scores.softmax(-1).mean(1)[:, 0, num_prefix_tokens:]
 
 
 @contextmanager

@@ -11,14 +11,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from mimkit.targets.clip import CLIP
+from mimkit.targets.timm import Timm
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torchvision.transforms.functional import resize
 
 import mimkit
 from mimkit.errors import UserError
-from mimkit.targets.clip import CLIP
-from mimkit.targets.timm import Timm
 from mimkit.teacher import Cache, Teacher
 from mimkit.types import Wanted
 from tests.conftest import TINY, command
