@@ -115,7 +115,7 @@ def class_attention(
 ) -> Float[Tensor, "B L"]:
     """How much the class token looks at each place: softmax over all tokens, mean over the heads, prefix tokens cut off.
 
-    The rows are not brought to sum 1 again. Source: MILAN (arXiv 2208.06049, section 3.3).
+    The rows are not brought to sum 1 again. Source: MILAN (arXiv 2208.06049).
 
     tokens: what the attention reads. weight, bias: of its fused query, key and value. norms: of queries and keys.
     """

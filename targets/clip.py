@@ -17,14 +17,8 @@ from mimkit.types import Size, Wanted
 from mimkit.weight_files import read_weights
 
 FOLDER = "local-dir:"
-WEIGHTS = (
-    "open_clip*.safetensors",
-    "*.safetensors",
-    "open_clip*.bin",
-    "*.bin",
-    "*.pt",
-    "*.pth",
-)  # first come, first read
+# A folder's weights: what matches first is read.
+WEIGHTS = ("open_clip*.safetensors", "*.safetensors", "open_clip*.bin", "*.bin", "*.pt", "*.pth")
 
 
 class CLIP(Teacher):

@@ -1,5 +1,5 @@
-"""Features of any timm vision model: DINO, DeiT, ConvNets, Swin and others as teachers. Source: MaskDistill, "A Unified View
-of Masked Image Modeling" (arXiv 2210.10615, section 3), which names pretrained models of any kind as teachers.
+"""Features of any timm vision model: DINO, DeiT, ConvNets, Swin and others as teachers. Source: MaskDistill (arXiv
+2210.10615), which unifies masked image modelling over its teachers.
 """
 
 from collections.abc import Iterable
