@@ -5,17 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import mimkit
 from mimkit import registry, schema
 from mimkit.disk import write_text
 from mimkit.errors import UserError
-from mimkit.types import Encoder
+from mimkit.types import Encoder, Size
 from mimkit.weight_files import read_weights, write_weights
+from mimkit.weights.resize import resize
 
 FORMAT = 1  # of encoder.json
 NAME = "encoder.safetensors"
+SAME = 1e-4  # authors compute the same sine-cosine positions in other precisions
 
 
 def save_encoder(folder: Path, encoder: Encoder, name: str, options: Mapping[str, Any]) -> None:
@@ -35,15 +38,25 @@ def save_encoder(folder: Path, encoder: Encoder, name: str, options: Mapping[str
     write_text((folder / NAME).with_suffix(".json"), json.dumps(description, indent=1) + "\n")
 
 
-def load(path: str | Path) -> Encoder:
+def load(path: str | Path, image_size: int | Size | None = None) -> Encoder:
     """The encoder of a run's folder or of a weights file with its JSON beside it: frozen, in eval mode, never masking.
 
-    Raises UserError where there is none, where a file is damaged, or where the two files do not fit each other.
+    image_size: for other images than it was trained with, a side or (height, width) in pixels; learned positions are
+    resampled, fixed ones computed anew.
+    Raises UserError where there is none, where a file is damaged, where the two files do not fit each other, or where
+    the encoder cannot be of that size.
     """
     weights = weights_file(Path(path))
-    name, options, image_size = describe(weights)
-    encoder: Encoder = registry.build("encoder", name, options, {"image_size": image_size, "feed": "all"})
+    name, options, trained_size = describe(weights)
+    encoder: Encoder = registry.build("encoder", name, options, {"image_size": trained_size, "feed": "all"})
+    fixed = {name: x.detach().clone() for name, x in encoder.timm_model.named_parameters() if not x.requires_grad}
     fill(encoder, read_weights(weights), weights)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if size is not None and size != trained_size:
+        saved = encoder.timm_model.state_dict()
+        computed = {name for name, x in fixed.items() if torch.allclose(x, saved[name], atol=SAME)}
+        trained, encoder = encoder, registry.build("encoder", name, options, {"image_size": size, "feed": "all"})
+        resize(trained, encoder, computed)
     return encoder.requires_grad_(False).eval()
 
 

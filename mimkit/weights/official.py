@@ -79,13 +79,14 @@ def _check_names_and_shapes(
     """Raise UserError where a shape differs or a name that counts has no counterpart.
 
     tensors: the file's by our names; places: the model's. head: None where an encoder alone is filled, which has no use
-    for a head.
+    for a head and for what it masks with.
     """
     layout = published.layout
     ours_of = {name: ours for ours, names in published.origins.items() for name in names}
     unused = {name for name, ours in ours_of.items() if head is None and ours.startswith("head.")}
     homeless = [name for name in report.left_over if not re.fullmatch(layout.left_over, name) and name not in unused]
-    missing = [name for name in report.absent if not re.fullmatch(layout.absent, name)]
+    absent = layout.absent if head is not None else rf"{layout.absent}|encoder\.(?!timm_model\.).+"
+    missing = [name for name in report.absent if not re.fullmatch(absent, name)]
     reshaped = [name for name, tensor in tensors.items() if tensor.shape != places[name].shape]
     trouble = [*reshaped, *missing, *(ours_of.get(name, name) for name in homeless)]
     if not trouble:
