@@ -5,6 +5,8 @@ import os
 import pickle
 import resource
 import signal
+import sys
+import types
 
 import pytest
 import torch
@@ -157,6 +159,20 @@ def test_weights_are_taken_out_of_their_wrapping(tmp_path, wrapped, suffix):
     back = read_weights(path)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_a_configuration_of_yacs_is_read_as_a_dict(tmp_path, monkeypatch):
+    """By round trip without yacs: SimMIM's checkpoints hold their CfgNode, a dict with attributes of its own."""
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    config = module.CfgNode(MODEL=module.CfgNode(TYPE="swin"))
+    config.__dict__["__immutable__"] = True
+    state = {"a": torch.rand(2)}
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+        patch.setitem(sys.modules, "yacs.config", module)
+        torch.save({"model": state, "config": config}, tmp_path / "weights.pth")
+    assert torch.equal(read_weights(tmp_path / "weights.pth")["a"], state["a"])
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # TorchScript is one of the attacks

@@ -1,13 +1,14 @@
 """An encoder's weights at another image size: positions are resampled by timm's rules, all else stays."""
 
 from collections.abc import Mapping, Set
+from math import prod
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.errors import UserError
-from mimkit.types import Encoder
+from mimkit.types import Encoder, Size
 
 TABLE = "relative_position_bias_table"
 
@@ -28,7 +29,9 @@ def resize(source: Encoder, into: Encoder, computed: Set[str]) -> None:
         elif last == TABLE:
             value = _table(value, *(encoder.timm_model.get_submodule(path) for encoder in (source, into)))
         elif name == "pos_embed" and value.ndim == 3:
-            value = _absolute(value, *(encoder.timm_model.patch_embed.grid_size for encoder in (source, into)))
+            prefix = value.shape[1] - prod(source.out_grid)  # positions of class tokens
+            if prefix == wanted[name].shape[1] - prod(into.out_grid) >= 0:
+                value = _absolute(value, source.out_grid, into.out_grid, prefix)
         if value.shape != wanted[name].shape:
             height, width = into.image_size
             raise UserError(
@@ -39,10 +42,9 @@ def resize(source: Encoder, into: Encoder, computed: Set[str]) -> None:
     into.timm_model.load_state_dict(tensors)
 
 
-def _absolute(positions: Float[Tensor, "1 N D"], old: tuple[int, int], new: tuple[int, int]) -> Float[Tensor, "1 M D"]:
+def _absolute(positions: Float[Tensor, "1 N D"], old: Size, new: Size, prefix: int) -> Float[Tensor, "1 M D"]:
     from timm.layers.pos_embed import resample_abs_pos_embed
 
-    prefix = positions.shape[1] - old[0] * old[1]
     return resample_abs_pos_embed(positions, list(new), list(old), num_prefix_tokens=prefix)
 
 
