@@ -1,7 +1,9 @@
 """Encoders at other image sizes, against timm's own resizing of the same model."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.interpolate import RegularGridInterpolator
 
 import mimkit
 from mimkit import registry
@@ -87,3 +89,22 @@ def test_sizes_that_cannot_be_are_told(tmp_path):
     saved(tmp_path, "timm", {"model": "mixer_s32_224"}, (64, 64))  # its layers mix a fixed number of places
     with pytest.raises(UserError, match=r"image_size=96x96: 'blocks.0.mlp_tokens.fc1.weight' .* cannot be brought to"):
         mimkit.load(tmp_path, image_size=96)
+
+
+def test_relative_tables_follow_beits_rule(tmp_path):
+    """Against scipy's interpolation on BEiT's grid, whose steps grow geometrically from the centre; class rows stay."""
+    encoder = saved(tmp_path, "beit", VIT, (35, 35))
+    table = encoder.timm_model.rel_pos_bias.relative_position_bias_table.detach()
+    low, high = 1.01, 1.5  # the ratio of the steps with which 6 of them reach 9, the new furthest distance
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        low, high = (low, ratio) if (1 - ratio**6) / (1 - ratio) > 9 else (ratio, high)
+    steps = np.cumsum([ratio**number for number in range(6)])
+    axis = np.concatenate([-steps[::-1], [0.0], steps])
+    grid = RegularGridInterpolator(
+        (axis, axis), table[:-3].view(13, 13, 3).numpy(), bounds_error=False, fill_value=None
+    )
+    new = np.stack(np.meshgrid(np.arange(-9, 10), np.arange(-9, 10), indexing="ij"), axis=-1)
+    back = mimkit.load(tmp_path, image_size=50).timm_model.rel_pos_bias.relative_position_bias_table
+    assert torch.equal(back[-3:], table[-3:])
+    torch.testing.assert_close(back[:-3].view(19, 19, 3), torch.from_numpy(grid(new)).float(), atol=1e-4, rtol=0)
