@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,7 +26,7 @@ class LowFrequency(Target):
         image_size: Size,
         patch_size: int,
         in_chans: int = 3,
-        cutoff: Annotated[float, Gt(0), Le(1)] = 40 / 224,
+        cutoff: Annotated[float, Gt(0)] = 40 / 224,
     ):
         super().__init__()
         self.patch_size, self.dim = patch_size, patch_size**2 * in_chans
