@@ -55,6 +55,11 @@ def command(*arguments: str | Path, cwd: Path | None = None, timeout: float = 12
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `make_clip`."""
+    return make_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+def make_clip(folder: Path) -> Path:
     """A tiny OpenCLIP with random weights in the folder layout that `local-dir:` names: 16 px, patch 4, 24 wide, 20 out."""
     import json
 
@@ -67,7 +72,6 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = open_clip.CLIP(embed_dim=20, vision_cfg=vision, text_cfg=text)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1) * 0.5, std=0.1)
-    folder = tmp_path_factory.mktemp("models") / "clip"
     folder.mkdir()
     save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     stated = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}

@@ -88,7 +88,9 @@ def train_or_refuse(names: tuple[str, ...], feed: str, **encoder: Any) -> None:
     out.loss.backward()
     model.after_step(0.5)
     unread = ("encoder.mask_token", "encoder.mask_patch") if names[3] == "none" else ()
-    unread += ("encoder.timm_model.norm.weight", "encoder.timm_model.norm.bias") if names[1] == "cross_attention" else ()
+    unread += (
+        ("encoder.timm_model.norm.weight", "encoder.timm_model.norm.bias") if names[1] == "cross_attention" else ()
+    )
     for name, parameter in model.named_parameters():
         frozen = not parameter.requires_grad
         assert frozen or parameter.grad is not None or name in unread, f"{name} has no gradient"
