@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mimkit import registry, schema
 from mimkit.errors import UserError
-from mimkit.teacher import fixed_seed
+from mimkit.teachers.published import fixed_seed
 from mimkit.types import Encoder, Features
 from mimkit.weight_files import read_weights
 

@@ -3,9 +3,7 @@
 """
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +11,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from mimkit.errors import UserError, nearest
-from mimkit.teacher import Teacher, class_attention, fixed_seed, inputs_of, one_line, published_weights
+from mimkit.errors import UserError
+from mimkit.teachers.published import one_line
+from mimkit.teachers.teacher import Teacher, class_attention, inputs_of
+from mimkit.teachers.timm import load_timm
 from mimkit.types import Size, Wanted
-from mimkit.weight_files import read_weights
 
 
 class Timm(Teacher):
@@ -50,7 +49,7 @@ class Timm(Teacher):
         std: tuple[float, ...] | None = None,
         cache: bool = False,
     ):
-        timm_model = _load(model, pretrained).eval()
+        timm_model = load_timm(model, pretrained).eval()
         stages, stated = timm_model.feature_info, timm_model.pretrained_cfg
         if not -len(stages) <= layer < len(stages):
             raise UserError(f"target.layer={layer}: '{model}' has 0 to {len(stages) - 1}, or {-len(stages)} to -1")
@@ -107,43 +106,6 @@ class Timm(Teacher):
             raise UserError(
                 f"'{model}' gives no {_by(grid)} features for images of {_by(self.input_size)} ({problem}){hint}"
             )
-
-
-def _load(name: str, pretrained: bool | str) -> Any:
-    """The timm model at its own size, without classifier. Raises UserError where it or its weights cannot be had."""
-    import timm
-
-    if ":" not in name and not timm.is_model(name):
-        hint = nearest(name.partition(".")[0], timm.list_models()) or ";"
-        raise UserError(f"target.model: timm has no '{name}'{hint} timm.list_models() tells all names")
-    if pretrained is True and ":" not in name and not timm.is_model_pretrained(name):
-        tags = ", ".join(timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)) or "none"
-        raise UserError(f"target.model: timm has no weights of '{name}' (has: {tags}); or take target.pretrained=false")
-    instead = "target.pretrained=FILE, or target.pretrained=false for random weights"
-    download = published_weights(name, instead) if pretrained is True else nullcontext()
-    try:
-        overlay = _overlay(name, Path(pretrained)) if isinstance(pretrained, str) else None
-        with fixed_seed(), download:
-            model = timm.create_model(name, pretrained is not False, num_classes=0, pretrained_cfg_overlay=overlay)
-    except UserError:
-        raise
-    except Exception as error:  # timm raises what it likes
-        raise UserError(f"target.model={name} target.pretrained={pretrained}: {one_line(error)}") from error
-    model.pretrained_cfg.pop("state_dict", None)
-    return model.eval()
-
-
-def _overlay(name: str, path: Path) -> dict[str, Any]:
-    """Lets timm load a file's weights in place of published ones: renamed and resized by its rules, and every one needed."""
-    import timm
-
-    if ":" in name:
-        raise UserError(f"target.pretrained={path}: '{name}' brings its own weights; take target.pretrained=true")
-    classifier = timm.get_pretrained_cfg(name).classifier or ()
-    layers = (classifier,) if isinstance(classifier, str) else classifier
-    unused = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
-    weights = {name: value for name, value in read_weights(path).items() if name not in unused}
-    return {"state_dict": weights, "num_classes": 0, "label_offset": 0, "custom_load": False}
 
 
 def _is_plain(timm_model: Any) -> bool:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.errors import UserError
-from mimkit.teacher import Teacher
+from mimkit.teachers.teacher import Teacher
 from mimkit.tokenizer import load_tokenizer
 from mimkit.types import Size, Wanted
 

@@ -24,7 +24,7 @@ FLOORS = [  # from the top: each may import its own floor and those below it
     {"overrides", "settings", "strict_yaml"},
     {"encoders", "masks", "heads", "targets", "normalizers", "losses"},
     {"tokenizer"},
-    {"teacher"},
+    {"teachers"},
     {"transformer", "codebook"},
     {"quick"},
     {"types"},

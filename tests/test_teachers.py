@@ -19,7 +19,8 @@ from torchvision.transforms.functional import resize
 
 import mimkit
 from mimkit.errors import UserError
-from mimkit.teacher import Cache, Teacher
+from mimkit.teachers.cache import Cache
+from mimkit.teachers.teacher import Teacher
 from mimkit.types import Wanted
 from tests.conftest import TINY, command
 

@@ -54,7 +54,9 @@ class Aggregation(Head):
         from timm.models.beit import Block
 
         self.layers = tuple(sorted({early - 1, num_layers - 1}))
-        rates = torch.linspace(0, drop_path, max(num_layers, early + depth))[early : early + depth].tolist()
+        rates = torch.linspace(0, drop_path, max(num_layers, early + depth), device="cpu")[
+            early : early + depth
+        ].tolist()
         shape: dict[str, Any] = {"mlp_ratio": mlp_ratio, "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
         self.blocks: Any = nn.ModuleList(
             Block(encoder_dim, self.num_heads, qkv_bias=True, drop_path=rate, init_values=init_values, **shape)
