@@ -48,7 +48,7 @@ REFUSALS = (  # what may be refused, and why
     r"encoder '(swin|timm)' reads the (tokens of hidden|pixels of all) places: set mask\.feed=all, or take encoder=vit",
     r"encoder\.rel_pos=shared needs all places: set mask\.feed=all, or encoder\.rel_pos=none",
     r"target 'ema' needs a token for each place, the encoder gives .*",
-    r"mask 'semantic' follows a target's saliency: set target\.saliency=true \(clip, timm\)",
+    r"mask 'semantic' follows a target's saliency: set target\.saliency=true \(clip, timm\), or mask=random",
 )
 FEEDS = ("visible", "all")
 

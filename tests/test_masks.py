@@ -355,7 +355,10 @@ def test_feed_visible_lists_what_is_not_hidden():
             lambda: Random(ratio=0.65, rounding="nearest", predict_ratio=0.01).draw((4, 4), 1, generator(), None),
             "none of 16 places to predict",
         ),
-        (lambda: Semantic().draw((4, 4), 1, generator(), None), r"set target\.saliency=true \(clip, timm\)$"),
+        (
+            lambda: Semantic().draw((4, 4), 1, generator(), None),
+            r"set target\.saliency=true \(clip, timm\), or mask=random$",
+        ),
         (
             lambda: Cells(cell=4).draw((12, 18), 1, generator(), None),
             "divide the grid of 12x18 places; fits: 1, 2, 3, 6$",

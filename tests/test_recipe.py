@@ -36,7 +36,7 @@ def test_the_imagenet_recipes_hold_the_authors_settings(
     size: str, patch: int, width: int, depth: int, heads: int
 ) -> None:
     """Against PRETRAIN.md and main_pretrain.py of the authors, and the paper's table 8."""
-    from mimkit.encoders.vit import SIZES
+    from mimkit.transformer import SIZES
 
     recipe = load_recipe(f"imagenet/mae_vit_{size}", ["data=shapes"])
     encoder, head = recipe.encoder.options, recipe.objectives["main"].head
@@ -95,7 +95,7 @@ def test_override_values_are_yaml(tiny: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("mask.ration=0.5", ["has no option 'ration'; did you mean 'ratio'?", "It takes: ratio, count, rounding, feed."]),
+        ("mask.ration=0.5", ["has no option 'ration'; did you mean 'ratio'?", "It takes: ratio, count, rounding, predict, predict_ratio, feed."]),
         ("mask.ratio=1.5", ["option 'ratio': should be less than 1", "got 1.5"]),
         ("mask.ratio=high", ["option 'ratio': should be a valid number", '"high"']),
         ("mask.count=true", ["option 'count'", "integer"]),
@@ -151,3 +151,22 @@ def test_several_objectives_stand_beside_the_flat_one(tiny: dict[str, Any]) -> N
     assert list(recipe.objectives) == ["main", "raw"] and load_recipe(_as_dict(recipe.to_yaml())) == recipe
     out = mimkit.build(recipe)(torch.rand(2, 3, 16, 16))
     torch.testing.assert_close(out.loss, out.losses["main"] + 0.5 * out.losses["raw"])
+
+
+@pytest.mark.parametrize(
+    ("given", "fine"),
+    [
+        ([], False),
+        (["data.crop_scale=[1,1]"], True),
+        (["data.crop_scale=[1,1]", "data.color_jitter=0.2"], False),
+    ],
+)
+def test_a_cached_target_needs_views_that_come_again(tiny: dict[str, Any], given: list[str], fine: bool) -> None:
+    overrides = ["target=clip", "target.cache=true", *given]
+    if fine:
+        assert load_recipe(tiny, overrides).objectives["main"].target.options["cache"] is True
+    else:
+        with pytest.raises(
+            UserError, match=r"^override 'target.cache=true': .* set data.crop_scale=\[1,1\] and [^\n]*$"
+        ):
+            load_recipe(tiny, overrides)

@@ -13,6 +13,7 @@ from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.train.loop import train
 from mimkit.train.optim import Schedule, build_optimizer
+from mimkit.train.session import prepare
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -179,3 +180,11 @@ def test_a_target_that_is_no_pixels_trains_to_the_end(tmp_path: Path, tiny: dict
     summary = train(load_recipe(tiny, ["target=colour_to_the_end"]), tmp_path / "run")
     assert summary["exit"] == "done" and "mse" not in summary
     assert (tmp_path / "run" / "pictures" / "reconstruction.png").is_file()
+
+
+def test_a_run_draws_batches_as_the_recipe_says(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """Every option of the batches arrives: a run whose option is left out would train on other images."""
+    tiny["data"] |= {"color_jitter": 0.4, "crop_scale": [0.3, 0.9], "crop_ratio": [0.9, 1.1], "flip": 0.25}
+    batches = prepare(load_recipe(tiny), tmp_path / "run", resume=False).batches
+    assert batches.jitter is not None
+    assert (batches.crop.scale, batches.crop.ratio, batches.crop.flip) == ((0.3, 0.9), (0.9, 1.1), 0.25)

@@ -73,6 +73,7 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
         encoder.in_chans,
         min(recipe.batches.batch_size, len(data.train)),
         crop=RandomCrop(recipe.batches.crop_scale, recipe.batches.crop_ratio, recipe.batches.flip),
+        color_jitter=recipe.batches.color_jitter,
         seed=recipe.seed,
         workers=recipe.batches.workers,
         device=device,
