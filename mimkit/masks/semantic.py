@@ -41,7 +41,9 @@ class Semantic(Masking):
     ) -> Mask:
         """Raises UserError where no target gives a saliency."""
         if saliency is None:
-            raise UserError("mask 'semantic' follows a target's saliency: set target.saliency=true (clip, timm), or mask=random")
+            raise UserError(
+                "mask 'semantic' follows a target's saliency: set target.saliency=true (clip, timm), or mask=random"
+            )
         places = grid[0] * grid[1]
         count = hidden_count(places, self.ratio, self.count, self.rounding)
         weights = saliency.to("cpu", torch.float64).clamp_min(FLOOR)

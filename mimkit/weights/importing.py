@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from mimkit import strict_yaml
 from mimkit.draft import load_recipe, shipped
 from mimkit.errors import UserError
@@ -11,7 +13,7 @@ from mimkit.recipe import Recipe
 from mimkit.tokenizer import Tokenizer
 from mimkit.types import Loss, Normalizer, Target
 from mimkit.weights.handover import save_encoder
-from mimkit.weights.official import load_official
+from mimkit.weights.official import load_official, match
 from mimkit.weights.published import Published, recognise
 from mimkit.weights.tokenizer import save_tokenizer
 
@@ -50,7 +52,10 @@ def _fitting(published: Published, method: str, overrides: Sequence[str]) -> Mod
     problems = dict[str, str]()
     for name in _recipes(method):
         try:
-            model = _model(load_recipe(name, overrides), published)
+            recipe = load_recipe(name, overrides)
+            with torch.device("meta"):  # most do not fit, and need no weights to find out
+                match(_model(recipe, published), published)
+            model = _model(recipe, published)
             load_official(model, published)
             return model
         except UserError as error:

@@ -44,10 +44,22 @@ def load_official(model: Model | Encoder, source: str | Path | Mapping[str, Tens
     equal shape.
     """
     published = source if isinstance(source, Published) else recognise(source)
-    encoder = model if isinstance(model, Encoder) else model.encoder
-    parts: dict[str, nn.Module] = {"encoder": encoder}
+    report, tensors = match(model, published)
+    for part, module in _parts(model).items():
+        own = {ours.removeprefix(f"{part}."): x for ours, x in tensors.items() if ours.startswith(f"{part}.")}
+        module.load_state_dict(own, strict=False)
     if isinstance(model, Model):
-        parts["head"] = next(iter(model.objectives.values())).get_submodule("head")
+        model.restart_targets()
+    print(report)
+    return report
+
+
+def match(model: Model | Encoder, published: Published) -> tuple[Report, dict[str, Tensor]]:
+    """What would become of every tensor, and the file's tensors by our names; the model, which may be on meta, stays.
+
+    Raises UserError where the file does not fit the model.
+    """
+    encoder, parts = model if isinstance(model, Encoder) else model.encoder, _parts(model)
     places = {f"{part}.{name}": x for part in parts for name, x in parts[part].state_dict().items()}
     tensors = {ours: tensor for ours, tensor in published.tensors(encoder).items() if ours in places}
     matched = {name for ours in tensors for name in published.origins[ours]}
@@ -60,13 +72,14 @@ def load_official(model: Model | Encoder, source: str | Path | Mapping[str, Tens
     _check_grid(encoder, tensors, published.where)
     _check_windows(encoder, tensors, published.where)
     _check_names_and_shapes(published, report, tensors, places, parts.get("head"))
-    for part, module in parts.items():
-        own = {ours.removeprefix(f"{part}."): x for ours, x in tensors.items() if ours.startswith(f"{part}.")}
-        module.load_state_dict(own, strict=False)
-    if isinstance(model, Model):
-        model.restart_targets()
-    print(report)
-    return report
+    return report, tensors
+
+
+def _parts(model: Model | Encoder) -> dict[str, nn.Module]:
+    """What layouts name: the encoder, and the first objective's head."""
+    if isinstance(model, Encoder):
+        return {"encoder": model}
+    return {"encoder": model.encoder, "head": next(iter(model.objectives.values())).get_submodule("head")}
 
 
 def _check_names_and_shapes(
