@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 from mimkit import registry
@@ -24,15 +25,17 @@ def lines(role: str | None = None) -> Iterator[str]:
     if role in (None, "recipe"):
         yield "RECIPES"
         for name, path in shipped().items():
-            comment = path.read_text(encoding="utf-8").partition("\n")[0]
-            yield f"  {name:28} {comment.lstrip('# ')}"
+            about = takewhile(lambda line: not line.startswith("# Run:"), path.read_text(encoding="utf-8").splitlines())
+            yield f"  {name:29} {' '.join(line.lstrip('# ') for line in about)}"
 
 
 def _role(role: str) -> Iterator[str]:
     yield {"data": "DATA", "loss": "LOSSES"}.get(role, f"{role.upper()}S")
     for name in registry.names(role):
         component = registry.find(role, name)
-        yield f"  {name:14} {(inspect.getdoc(component) or '').partition(chr(10))[0]}"
+        about = (inspect.getdoc(component) or "").splitlines()
+        yield f"  {name:15} {about[0] if about else ''}"
+        yield from (f"      {line}" for line in about if line.startswith("Goes with:"))
         for option in registry.options(component, registry.ROLES[role].facts).values():
             required = option.default is inspect.Parameter.empty
             default = "required" if required else f"= {_value(option.default)}"

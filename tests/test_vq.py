@@ -146,5 +146,5 @@ def test_a_weights_file_points_to_the_import(tmp_path):
     (tmp_path / "vqkd.pth").write_bytes(b"")
     with pytest.raises(UserError, match=r"`mimkit import .*vqkd\.pth --as vqkd -o FOLDER`"):
         load_tokenizer(tmp_path / "vqkd.pth")
-    with pytest.raises(UserError, match="nowhere: no such folder"):
+    with pytest.raises(UserError, match="nowhere: no such folder; `mimkit train vqkd` makes one"):
         load_tokenizer(tmp_path / "nowhere")

@@ -21,6 +21,8 @@ from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardiz
 class Beit(Encoder):
     """Drives timm's Beit: its modules, its names, our token flow.
 
+    Goes with: mask.feed=all, with rel_pos=none also visible; every head that takes this feed.
+
     size: embed_dim, depth and num_heads at once; each of them may be given besides.
     embed_dim: token width.
     depth: number of blocks.

@@ -20,6 +20,8 @@ Positive = Annotated[int, Gt(0)]
 class Swin(Encoder):
     """Drives timm's SwinTransformer: its modules, its names; the mask token takes its place after the patch embedding.
 
+    Goes with: mask.feed=all and head=linear.
+
     embed_dim: token width of the first stage; each further stage doubles it.
     depths: number of blocks of each stage; each further stage halves rows and columns.
     num_heads: attention heads of each stage.

@@ -22,6 +22,8 @@ from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardiz
 class Timm(Encoder):
     """Drives a model of timm, with timm's initial weights.
 
+    Goes with: mask.feed=all and head=linear; where the model gives a token for each place, also head=decoder or quantizer.
+
     model: its name, such as convnextv2_tiny or vit_tiny_patch16_224; nothing is downloaded.
     patch_size: side of a place of the mask in pixels; null is the model's stride, a divisor of it makes finer masks.
     in_chans: channels of the images.

@@ -27,6 +27,8 @@ from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardiz
 class ViT(Encoder):
     """Drives timm's VisionTransformer: its modules, its names, our token flow.
 
+    Goes with: either mask.feed and every head.
+
     size: embed_dim, depth and num_heads at once; each of them may be given besides.
     embed_dim: token width.
     depth: number of blocks.

@@ -18,6 +18,8 @@ from mimkit.types import Features, Head, Mask, Size
 class CrossAttention(Head):
     """Decoder without self-attention; each block reads its own learned mixture of all encoder layers, before their norm.
 
+    Goes with: either mask.feed, and an encoder that gives its layers (vit, beit).
+
     embed_dim: token width.
     depth: number of blocks.
     num_heads: attention heads.

@@ -18,6 +18,8 @@ from mimkit.types import Features, Feed, Head, Mask, Size
 class Decoder(Head):
     """Transformer decoder over all places; only the predicted ones pass its last block's queries and MLP.
 
+    Goes with: either mask.feed, and an encoder with a token for each place (not swin).
+
     embed_dim: token width.
     depth: number of blocks.
     num_heads: attention heads.

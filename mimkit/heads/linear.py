@@ -15,6 +15,8 @@ from mimkit.types import Features, Feed, Head, Mask, Size
 class Linear(Head):
     """A linear layer; the encoder must be fed all places, hidden ones as mask tokens.
 
+    Goes with: mask.feed=all and any encoder.
+
     A token that stands for several places (Swin) predicts each of them: row (fi, fj, d) of the weight is number d of the
     place fi rows below and fj columns right of the first.
 

@@ -17,6 +17,8 @@ from mimkit.types import Features, Feed, Head, Mask, Prediction, Size, gather_pl
 class Prompting(Head):
     """Decoder whose class token and visible tokens are fixed prompts; it predicts the class token too.
 
+    Goes with: mask.feed=visible (vit; beit with rel_pos=none).
+
     embed_dim: token width.
     depth: number of blocks.
     num_heads: attention heads.

@@ -32,6 +32,8 @@ from mimkit.types import Features, Feed, Head, Mask, Prediction, Size
 class Quantizer(Head):
     """Each token becomes the nearest code of a codebook, and blocks over all places predict the target from the codes.
 
+    Goes with: mask=none or mask.feed=all, and an encoder with a token for each place (not swin).
+
     The codebook is no parameter: each training forward looks the codes up and then moves them (with
     `train.accumulate`, once for each part). A codebook of zeros waits for its k-means start.
 

@@ -18,6 +18,8 @@ FLOOR = 1e-30  # of a saliency: an underflow to zero must not stop the sampling;
 class Semantic(Masking):
     """Visible places are sampled one after another, without replacement, with probabilities in proportion to saliency.
 
+    Goes with: targets that tell a saliency (clip and timm with target.saliency=true).
+
     ratio: share of the places that is hidden.
     count: exact number of hidden places, instead of the ratio.
     rounding: how the ratio becomes a number; MILAN truncates the visible ones.
