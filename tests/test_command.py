@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from mimkit import strict_yaml
+from tests import published
 from tests.conftest import ONE_THREAD, command
 
 MISTAKES = {
@@ -48,6 +51,21 @@ MISTAKES = {
     "show without a run": ("show", "empty"),
     "no GPU": ("train", "mae", "train.device=cuda"),
     "mask that hides everything": ("train", "mae", "mask.count=64", "--out", "new"),
+    "import of a missing file": ("import", "nowhere.pth", "--as", "mae", "-o", "imported"),
+    "published weights of another method": ("import", "milan.pth", "--as", "mae", "-o", "imported"),
+    "weights of no known kind": ("import", "strange.pth", "--as", "mae", "-o", "imported"),
+    "import as an unknown method": ("import", "milan.pth", "--as", "mialn", "-o", "imported"),
+    "missing teacher": ("train", "maskdistill", "target.model=local-dir:nowhere"),
+    "teacher of an unknown name": ("train", "eva", "target.model=ViT-B-17"),
+    "missing tokenizer": ("train", "beit2"),
+    "tokenizer of another grid": ("train", "beit2", "target.checkpoint=tokenizer"),
+    "codebook of another size": ("train", "tiny.yaml", "target=vq", "target.checkpoint=other-size"),
+    "run without a tokenizer": ("train", "tiny.yaml", "target=vq", "target.checkpoint=run"),
+    "mask that follows what the target does not tell": ("train", "milan", "target=hog"),
+    "head that needs a token for each place": ("train", "simmim", "head=decoder", "mask.feed=all"),
+    "cached target under random crops": ("train", "maskdistill", "target.cache=true"),
+    "plug-in that raises": ("train", "mae", "--plugin", "raises.py"),
+    "plug-in whose name is taken": ("train", "mae", "--plugin", "pixels.py"),
 }
 
 
@@ -71,8 +89,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(20):
         Image.fromarray(noise.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(folder / "images" / f"{number}.png")
     (folder / "tiny.yaml").write_text(strict_yaml.dump(TINY))
+    (folder / "raises.py").write_text("raise RuntimeError('at import')\n")
+    (folder / "pixels.py").write_text("from mimkit.types import Target\n\n\nclass Mine(Target):\n    pass\n")
+    torch.save({"model": published.tensors(published.milan())}, folder / "milan.pth")
+    torch.save({"model": {"weight": torch.zeros(2)}}, folder / "strange.pth")
     done = command("train", "tiny.yaml", "train.epochs=1", "--out", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
+    quantizer = ("head.vocab_size=16", "head.code_dim=4", "head.embed_dim=16", "head.depth=1", "head.num_heads=2")
+    tokenizer = ("head=quantizer", "mask=none", "target=pixels", *quantizer, "train.max_steps=1", "probe.every=0")
+    done = command("train", "tiny.yaml", *tokenizer, "--out", "tokenizer", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(folder / "tokenizer", folder / "other-size")
+    told = folder / "other-size" / "tokenizer.json"
+    told.write_text(told.read_text().replace('"vocab_size": 16', '"vocab_size": 32'))
     return folder
 
 
