@@ -46,6 +46,8 @@ class cosine(Loss):
     scale: factor of the loss.
     """
 
+    direction_only = True
+
     def __init__(self, *, scale: Annotated[float, Gt(0)] = 1.0):
         self.scale = scale
 

@@ -213,7 +213,12 @@ class Normalizer:
 
 
 class Loss:
-    """Role: compares. One number per place; the model takes their mean."""
+    """Role: compares. One number per place; the model takes their mean.
+
+    direction_only: whether the length of a prediction does not count (cosine), so that it says nothing.
+    """
+
+    direction_only: bool = False
 
     def __call__(
         self, prediction: Float[Tensor, "*places D"], wanted: Float[Tensor, "*places D"] | Int[Tensor, "*places"]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import mimkit
 from mimkit.errors import UserError
 from mimkit.evaluate.reconstruction import reconstruct
 from mimkit.losses import cross_entropy
@@ -179,3 +180,17 @@ def test_curves_without_a_loss_or_a_file_are_refused(tmp_path: Path) -> None:
         draw_curves(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
     with pytest.raises(UserError, match="cannot be read"):
         draw_curves(tmp_path / "absent.jsonl", tmp_path / "loss.png")
+
+
+def test_a_direction_is_drawn_whatever_its_length(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """With a cosine loss a prediction seven times as long is the same prediction, and the same picture."""
+    model = mimkit.build(tiny, "target=hog", "loss=cosine")
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    draw_reconstructions(model, images, tmp_path / "once.png")
+    predict: Any = model.objectives["main"].get_submodule("head.predict")
+    with torch.no_grad():
+        predict.weight *= 7
+        predict.bias *= 7
+    draw_reconstructions(model, images, tmp_path / "longer.png")
+    once, longer = (read(tmp_path / name).astype(int) for name in ("once.png", "longer.png"))
+    assert np.abs(once - longer).max() <= 1

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -55,15 +56,17 @@ def _pixel_columns(found: Reconstruction, original: Tensor, hidden: Tensor) -> C
 
 
 def _feature_columns(found: Reconstruction) -> Columns:
-    objective, predicted = found.objective, found.mask.predicted
+    objective, predicted, prediction = found.objective, found.mask.predicted, found.prediction
     wanted = objective.normalized(found.target)
     colours = fit_components(wanted.flatten(0, 1))
-    loss = objective(found.prediction, wanted)
+    loss = objective(prediction, wanted)
+    if objective.compare.direction_only:  # as long as what is wanted, or the colours would tell of lengths
+        prediction = F.normalize(prediction, dim=-1) * wanted.norm(dim=-1, keepdim=True)
     most = loss[predicted].max().item()
     neutral = wanted.new_full((3,), GREY)
     maps = {
         "target, first 3\nprincipal components": colours(wanted),
-        "prediction,\nsame colours": torch.where(predicted[..., None], colours(found.prediction), neutral),
+        "prediction,\nsame colours": torch.where(predicted[..., None], colours(prediction), neutral),
         f"loss of each place,\nblack 0, yellow {most:.3g}": torch.where(
             predicted[..., None], heat(loss, max(most, 1e-12)), neutral
         ),
