@@ -41,7 +41,9 @@ def load_tokenizer(folder: str | Path) -> tuple[Encoder, Tokenizer]:
     """
     weights = Path(folder) / NAME
     if not Path(folder).exists():
-        raise UserError(f"tokenizer {folder}: no such folder; `mimkit train vqkd` makes one, target.checkpoint=RUN names it")
+        raise UserError(
+            f"tokenizer {folder}: no such folder; `mimkit train vqkd` makes one, target.checkpoint=RUN names it"
+        )
     if Path(folder).is_file():
         raise UserError(
             f"{folder} is a file, a tokenizer is a folder: make one of the authors' weights by "
