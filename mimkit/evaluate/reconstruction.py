@@ -139,7 +139,7 @@ def reconstruction_scores(model: Model, images: Images, seed: int = 0) -> dict[s
     wanted = found.objective.normalized(found.target)
     baseline = spread(wanted, ~found.mask.hidden, found.grid)
     for name, values in (("r2", found.prediction), ("r2_neighbours", baseline)):
-        scores[name] = _explained(values[found.mask.hidden], wanted[found.mask.hidden])
+        scores[name] = explained(values[found.mask.hidden], wanted[found.mask.hidden])
     return scores
 
 
@@ -171,6 +171,7 @@ def place_pixels(
     return repeat(places, "b (h w) d -> b d (h p) (w q)", h=grid[0], w=grid[1], p=p, q=q)
 
 
-def _explained(predicted: Float[Tensor, "P D"], wanted: Float[Tensor, "P D"]) -> float:
+def explained(predicted: Float[Tensor, "P D"], wanted: Float[Tensor, "P D"]) -> float:
+    """R2: 1 - residual sum of squares / sum of squares around the mean place."""
     residual = (predicted - wanted).square().sum()
     return (1 - residual / (wanted - wanted.mean(0)).square().sum()).item()

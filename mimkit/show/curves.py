@@ -31,7 +31,7 @@ def draw_curves(metrics: Path, path: Path) -> None:
     except OSError as error:
         raise UserError(f"{metrics} cannot be read: {error.strerror}") from error
     training = [line for line in lines if "loss" in line]
-    probes = [line for line in lines if "probe" in line]
+    probes = [line for line in lines if any(key.startswith(f"{line.get('probe')}_") for key in line)]
     if not training:
         raise UserError(f"{metrics} holds no loss yet: nothing to draw")
     heights = [4.0, 1.6, 3.0][: 3 if probes else 2]

@@ -14,6 +14,7 @@ from torch import Tensor
 from mimkit.disk import write_text
 from mimkit.errors import UserError
 from mimkit.evaluate.features import sample_views
+from mimkit.evaluate.health import health
 from mimkit.evaluate.reconstruction import ToImages, reconstruction_scores
 from mimkit.recipe import Recipe
 from mimkit.train.log import Clock, Progress
@@ -28,6 +29,8 @@ from mimkit.weights.tokenizer import save_tokenizer
 MANY_PLACES = 1024  # more are told of
 PICTURES = 8  # images in the picture of reconstructions
 SCORED = 256  # images whose reconstruction is scored at the end
+WATCHED = 128  # images of the label-free figures
+COLLAPSED = 0.98  # mean cosine between the patch tokens of an image, from which on they count as alike
 SAVE_FAILURES = 3  # saves in a row that may fail (disk full) before the run stops
 
 
@@ -204,14 +207,26 @@ def save(run: Run, progress: Progress, must: bool = False) -> None:
 
 
 def probe(run: Run, progress: Progress, stop: StopRequest) -> None:
-    """Score the encoder if that is due: untrained, every so many epochs, and at the end."""
-    if not run.probe.available or not (run.step == 0 or run.done or run.every(run.recipe.probe.every)):
+    """Score the encoder if that is due: untrained, every so many epochs, and at the end. Labels are not always there."""
+    settings = run.recipe.probe
+    if not settings.every or not (run.step == 0 or run.done or run.every(settings.every)):
+        return
+    epoch = round(run.step / run.batches.steps_per_epoch, 4)
+    began = time.perf_counter()
+    found = health(run.model, sample_views(run.data, run.model.encoder, WATCHED))
+    figures = {name: round(value, 4) for name, value in found.items()}
+    run.metrics.write(
+        step=run.step, epoch=epoch, probe="health", **figures, seconds=round(time.perf_counter() - began, 2)
+    )
+    progress.say(f"epoch {epoch:g}: " + ", ".join(f"{name.replace('_', ' ')} {x:.3g}" for name, x in found.items()))
+    if run.step and found["patch_similarity"] > COLLAPSED:
+        progress.say("warning: the patch tokens of an image are nearly alike: the features collapse")
+    if not run.probe.available:
         return
     began = time.perf_counter()
     score = run.probe.measure(run.model.encoder, lambda: bool(stop))
     if score is None:  # asked to stop meanwhile: measured again when the run goes on
         return
-    epoch = round(run.step / run.batches.steps_per_epoch, 4)
     seconds = round(time.perf_counter() - began, 2)
     run.metrics.write(step=run.step, epoch=epoch, probe="knn", knn_top1=round(score, 3), seconds=seconds)
     progress.say(f"epoch {epoch:g}: kNN top-1 {score:.1f} % ({run.probe.size}, {seconds:.0f} s)")
@@ -233,7 +248,8 @@ def finish(run: Run, exit_reason: str) -> dict[str, Any]:
     lines = read_metrics(run.folder)
     losses = [line["loss"] for line in lines if "loss" in line]
     rates = [line["images_per_s"] for line in lines if "loss" in line]
-    scores = [line for line in lines if "probe" in line]
+    scores = [line for line in lines if line.get("probe") == "knn"]
+    watched: dict[str, Any] = next((line for line in reversed(lines) if line.get("probe") == "health"), {})
     objective: Any = next(iter(run.model.objectives.values()))
     # of other targets, or where nothing is hidden, there is no image to score
     pixels = isinstance(objective.target, ToImages) and run.recipe.mask.name != "none"
@@ -252,6 +268,7 @@ def finish(run: Run, exit_reason: str) -> dict[str, Any]:
         "knn_top1_untrained": scores[0]["knn_top1"] if scores else None,
         "knn_top1": scores[-1]["knn_top1"] if scores else None,
         "knn_top1_best": max((line["knn_top1"] for line in scores), default=None),
+        **{name: watched[name] for name in watched if name not in ("step", "epoch", "probe", "seconds")},
         **scored,
         "bad_files": len(run.batches.bad),
         "parameters": sum(p.numel() for p in run.model.parameters()),
