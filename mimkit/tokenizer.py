@@ -15,7 +15,7 @@ from mimkit import registry, schema
 from mimkit.errors import UserError
 from mimkit.teachers.published import fixed_seed
 from mimkit.types import Encoder, Features
-from mimkit.weight_files import read_weights
+from mimkit.weight_files import fill, read_weights
 
 FORMAT = 1  # of tokenizer.json
 NAME = "tokenizer.safetensors"
@@ -53,7 +53,7 @@ def load_tokenizer(folder: str | Path) -> tuple[Encoder, Tokenizer]:
         raise UserError(f"{folder} holds no {NAME}; a run with head=quantizer writes it with its first checkpoint")
     encoder, head = _build(weights.with_suffix(".json"))
     both = nn.ModuleDict({"encoder": encoder, "head": head})
-    _fill(both, read_weights(weights), weights)
+    fill(both, read_weights(weights), str(weights), "the tokenizer of its JSON file")
     both.requires_grad_(False).eval()
     return encoder, head
 
@@ -93,13 +93,3 @@ def _component(role: str, name: str, given: Mapping[str, Any], facts: Mapping[st
     if problems:
         raise UserError(problems[0])
     return registry.build(role, name, values, facts)
-
-
-def _fill(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load all of the module's state. Raises UserError where names or shapes differ."""
-    wanted = module.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        there, here = (tuple(side[name].shape) if name in side else "absent" for side in (tensors, wanted))
-        if there != here:
-            raise UserError(f"{source}: '{name}' is {there} there and {here} in the tokenizer of its JSON file")
-    module.load_state_dict(tensors)

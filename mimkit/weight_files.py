@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimkit.disk import write_atomically
 from mimkit.errors import UserError
@@ -48,6 +48,19 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # Each a copy of its own: safetensors refuses tensors that share memory.
     own = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     write_atomically(path, lambda beside: save_tensors(beside, own))
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str, what: str) -> None:
+    """Load all of a module's state from `tensors`; `source` and `what` name both sides in messages.
+
+    Raises UserError, and loads nothing, where names or shapes differ.
+    """
+    wanted = module.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        there, here = (tuple(side[name].shape) if name in side else "absent" for side in (tensors, wanted))
+        if there != here:
+            raise UserError(f"{source}: '{name}' is {there} there and {here} in {what}")
+    module.load_state_dict(tensors)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import mimkit
 from mimkit import registry, schema
 from mimkit.disk import write_text
 from mimkit.errors import UserError
 from mimkit.types import Encoder, Size
-from mimkit.weight_files import read_weights, write_weights
+from mimkit.weight_files import fill, read_weights, write_weights
 from mimkit.weights.resize import resize
 
 FORMAT = 1  # of encoder.json
@@ -50,7 +49,7 @@ def load(path: str | Path, image_size: int | Size | None = None) -> Encoder:
     name, options, trained_size = describe(weights)
     encoder: Encoder = registry.build("encoder", name, options, {"image_size": trained_size, "feed": "all"})
     fixed = {name: x.detach().clone() for name, x in encoder.timm_model.named_parameters() if not x.requires_grad}
-    fill(encoder, read_weights(weights), weights)
+    fill(encoder.timm_model, read_weights(weights), str(weights), "the encoder of its JSON file")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size is not None and size != trained_size:
         saved = encoder.timm_model.state_dict()
@@ -94,13 +93,3 @@ def describe(weights: Path) -> tuple[str, dict[str, Any], tuple[int, int]]:
     if problems:
         raise UserError("\n".join(problems))
     return name, values, image_size
-
-
-def fill(encoder: Encoder, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load all of the encoder's timm model from `tensors`. Raises UserError where names or shapes differ."""
-    wanted = encoder.timm_model.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        there, here = (tuple(side[name].shape) if name in side else "absent" for side in (tensors, wanted))
-        if there != here:
-            raise UserError(f"{source}: '{name}' is {there} there and {here} in the encoder of its JSON file")
-    encoder.timm_model.load_state_dict(tensors)
