@@ -9,7 +9,7 @@ demo: $(VENV)/demo.installed
 	$(BIN)/mimkit train mae
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .
