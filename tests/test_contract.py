@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "encoder": {
         "vit": VIT,
         "beit": VIT,
+        "eva": VIT,
         "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "patch_size": 8},
         "timm": {"model": "test_convnext", "patch_size": 8},
     },

@@ -104,6 +104,12 @@ def _beit(encoder: Encoder, options: Options) -> tuple[str, list[Options]]:
     return "beit_base_patch16_224", [_transformer(encoder, options) | relative]
 
 
+def _eva(encoder: Encoder, options: Options) -> tuple[str, list[Options]]:
+    sub_norm = encoder.timm_model.blocks[0].attn.qkv is None  # which also has q, k and v apart
+    inner = {"qkv_fused": not sub_norm, "scale_mlp": sub_norm, "use_fc_norm": False}
+    return "eva02_base_patch14_224", [_transformer(encoder, {**options, "mlp_ratio": 4 * 2 / 3}) | inner]
+
+
 def _swin(encoder: Encoder, options: Options) -> tuple[str, list[Options]]:
     asked = ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "patch_size", "in_chans")
     return "swin_base_patch4_window7_224", [
@@ -137,6 +143,7 @@ def _transformer(encoder: Encoder, options: Options) -> dict[str, Any]:
 EQUALS: dict[str, Callable[[Encoder, Options], tuple[str, list[Options]]]] = {
     "vit": _vit,
     "beit": _beit,
+    "eva": _eva,
     "swin": _swin,
     "timm": _timm,
 }
