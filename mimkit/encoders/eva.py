@@ -15,7 +15,8 @@ from mimkit.transformer import check_images, embed_patches, run_blocks, shape_of
 from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardize, gather_places
 
 MLP_RATIO = 4 * 2 / 3  # SwiGLU's three matrices have the parameters of two at ratio 4
-ROTARY_GRID = (16, 16)  # whatever the grid, its rotary positions are spread over that of 224 px in patches of 14
+# Rotary positions of any grid are spread over that of 224 px in patches of 14, as the authors do for other images.
+ROTARY_GRID = (16, 16)
 
 
 class Eva(Encoder):
@@ -89,8 +90,8 @@ class Eva(Encoder):
     def _init_weights(self, sub_norm: bool) -> None:
         """As the authors: Xavier-normal linear layers, tokens and positions cut at one std of 0.02.
 
-        With sub-LN, what follows the attention's weights is scaled by sqrt(log(2 depth)). The patch projection is seen as
-        one matrix, its bias is left to torch.
+        With sub-LN, v, the attention's projection and the MLP are scaled by sqrt(log(2 depth)). The patch projection is
+        seen as one matrix, its bias is left to torch.
         """
         eva = self.timm_model
         for layer in eva.modules():
