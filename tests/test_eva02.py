@@ -221,7 +221,6 @@ def test_visible_places_keep_their_rotary_positions(size):
     assert found.grid is None and made.mask_token is None
 
 
-@pytest.mark.xfail(strict=True, reason="BEiT's layout takes such files too and is asked first")
 @pytest.mark.parametrize("size", KINDS)
 def test_a_published_file_is_of_one_kind(size):
     """By asking all layouts."""

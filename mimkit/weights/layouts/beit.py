@@ -7,7 +7,7 @@ LAYOUTS = (
     Layout(
         "BEiT, EVA or data2vec, encoder and linear head",
         has=BEIT | {"lm_head.weight"},
-        lacks=frozenset({"cls_pt_layers.0.norm1.weight"}),
+        lacks=frozenset({"cls_pt_layers.0.norm1.weight", "blocks.0.mlp.w3.weight"}),
         rename=(timm_names(), MASK_TOKEN, (r"lm_head\.(.+)", r"head.predict.\1")),
         left_over=INDEX,
     ),
