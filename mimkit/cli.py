@@ -81,6 +81,31 @@ def check(recipe: Recipe, overrides: Overrides = None, plugin: Plugin = None) ->
         typer.echo(line)
 
 
+@app.command("eval", epilog="Example: mimkit eval runs/mae-1 --probe knn,linear knn.k=10")
+def evaluate(
+    weights: Weights,
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options, such as data=./photos or pool=cls.")
+    ] = None,
+    probe: Annotated[str, typer.Option(help="One or more of knn,linear,layers,attentive.")] = "knn,linear",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The JSON to write; default eval.json beside the weights.")
+    ] = None,
+    plugin: Plugin = None,
+) -> None:
+    """Score a frozen encoder on labelled images: by default those of its run, or data=PATH.
+
+    Its features are kept in features/ beside the weights, so that the next probe need not extract them again.
+    """
+    load_plugins(plugin)
+    check_writable(output or weights / "eval.json")
+
+    from mimkit.evaluate.score import score
+
+    for line in score(weights, probe.split(","), options or (), output):
+        typer.echo(line)
+
+
 @app.command(epilog="Example: mimkit show runs/mae-1 ./photos -o photos.png")
 def show(
     weights: Weights,

@@ -1,0 +1,104 @@
+"""The options of `mimkit eval`: `pool=cls`, `data=./photos`, `knn.k=10`, checked like a recipe's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mimkit import overrides, registry, schema, strict_yaml
+from mimkit.data.kinds import kind_of
+from mimkit.errors import UserError, nearest
+from mimkit.evaluate.frozen import Frozen, Pool, Score
+from mimkit.evaluate.knn import Knn
+from mimkit.evaluate.linear import Linear
+from mimkit.recipe import Choice
+from mimkit.settings import BatchSettings
+
+Probe = Callable[[Frozen], Score]
+PROBES: dict[str, Callable[..., Probe]] = {"knn": Knn, "linear": Linear}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """What stands for an image, and where the work is done.
+
+    pool: what knn and linear see of an image: the mean of its patch tokens, or its class token.
+    device: auto is a GPU where there is one.
+    cache: folder that keeps the features; null is features/ beside the weights.
+    """
+
+    pool: Pool = "mean"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for: the settings, the probes by name, and the data."""
+
+    settings: EvalSettings
+    probes: dict[str, Probe]
+    data: Choice
+
+
+def read_order(folder: Path, probes: Sequence[str], given: Sequence[str]) -> Order:
+    """Check the probes' names and all options; the data are those of the run in `folder` unless they are named.
+
+    Raises UserError with one line per mistake.
+    """
+    for number, name in enumerate(probes):
+        if name not in PROBES:
+            known = ", ".join(PROBES)
+            raise UserError(f"--probe: there is no probe '{name}'{nearest(name, PROBES) or ';'} Known: {known}")
+        if name in probes[:number]:
+            raise UserError(f"--probe: '{name}' is named twice")
+    tree, places = _run_data(folder)
+    overrides.apply(tree, places, given)
+    if "data" not in tree:
+        raise UserError(f"{folder} holds weights without a run's recipe.yaml: name labelled images with data=PATH")
+    problems: list[str] = []
+
+    def place(*path: str) -> str:
+        near = (place for known, place in places.items() if known[:1] == path[:1])
+        return places.get(path) or next(near, "eval")
+
+    def checked(
+        component: Callable[..., Any],
+        options: Any,
+        what: str,
+        path: tuple[str, ...],
+        facts: Any = frozenset(),
+        also: Any = (),
+    ) -> Any:
+        if not isinstance(options, dict):
+            problems.append(f"{place(*path)}: {what} takes options, {path[0]}.NAME=VALUE")
+            return {}
+        values, found = schema.check(component, options, what, lambda name: place(*path, name), facts, also)
+        problems.extend(found)
+        return values
+
+    own = {key: value for key, value in tree.items() if key != "data" and key not in probes}
+    for key in [key for key in own if key in PROBES]:
+        problems.append(f"{place(key)}: --probe does not name '{key}', so it does not run")
+        del own[key]
+    settings = checked(EvalSettings, own, "eval", (), also=("data", *PROBES))
+    options = {name: checked(PROBES[name], tree.get(name, {}), f"probe '{name}'", (name,)) for name in probes}
+    source = {"name": "shapes", **tree["data"]}
+    name = str(source.pop("name"))
+    facts = registry.ROLES["data"].facts | (set() if name in registry.names("data") else {"path"})
+    images = checked(registry.find("data", kind_of(name)), source, f"data '{name}'", ("data",), facts)
+    if problems:
+        raise UserError("\n".join(problems))
+    probes_made = {name: PROBES[name](**values) for name, values in options.items()}
+    return Order(EvalSettings(**settings), probes_made, Choice(name, images))
+
+
+def _run_data(folder: Path) -> tuple[dict[str, Any], dict[strict_yaml.Path, str]]:
+    """The images that the run in `folder` was trained on, and where its recipe says so; nothing where it is no run."""
+    recipe = folder / "recipe.yaml"
+    if not recipe.is_file():
+        return {}, {}
+    tree, places = strict_yaml.read(recipe.read_text(encoding="utf-8"), str(recipe))
+    batches = registry.options(BatchSettings)
+    data = {key: value for key, value in tree["data"].items() if key not in batches}  # a run's recipe is complete
+    return {"data": data}, {path: place for path, place in places.items() if path[:1] == ("data",)}

@@ -1,0 +1,79 @@
+"""What `mimkit eval` does: a frozen encoder and labelled images go through probes; a table, and a JSON of the scores."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mimkit
+from mimkit.data.open import open_data
+from mimkit.disk import write_text
+from mimkit.errors import UserError
+from mimkit.evaluate.frozen import Frozen
+from mimkit.evaluate.labelled import fingerprint, labelled_sources
+from mimkit.evaluate.options import EvalSettings, read_order
+from mimkit.types import Encoder
+from mimkit.weights.handover import load, weights_file
+
+POOLS = {"mean": "mean of the patch tokens", "cls": "class token"}
+
+
+def score(weights: Path, probes: Sequence[str], given: Sequence[str], output: Path | None) -> Iterator[str]:
+    """Score the encoder of a run or weights file by probes, with options `key=value`; gives the table line by line.
+
+    output: the JSON that is written at the end; None: eval.json beside the weights. Raises UserError.
+    """
+    file = weights_file(weights)
+    order = read_order(file.parent, probes, given)
+    encoder = load(file).to(_device(order.settings))
+    _check(encoder, order.settings, probes)
+    name, options = order.data.name, order.data.options
+    sources = labelled_sources(open_data(name, options, encoder.image_size, encoder.in_chans))
+    with file.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    told = {"weights_sha256": sha256, "mimkit": mimkit.__version__, "data": {"name": name, **options}}
+    of = {split: {**told, "images": fingerprint(name, source)} for split, source in sources.items()}
+    folder = Path(order.settings.cache) if order.settings.cache else file.parent / "features"
+    frozen = Frozen(encoder, sources, order.settings.pool, folder, of)
+    count = {split: len(source) for split, source in sources.items()}
+    yield f"{weights} on {name}: {count['train']} training and {count['test']} test images"
+    yield f"features of full images; {POOLS[frozen.pool]} for knn and linear; top-1 ± standard error"
+    found: dict[str, Any] = {}
+    for probe, run in order.probes.items():
+        began = time.perf_counter()
+        result = run(frozen)
+        error = sqrt(result.top1 * (100 - result.top1) / len(sources["test"]))
+        seconds = round(time.perf_counter() - began, 2)
+        found[probe] = {"top1": result.top1, "standard_error": error, "options": dict(vars(run)), **result.details}
+        found[probe]["seconds"] = seconds
+        yield f"{probe:<10} {result.top1:6.2f} ± {error:.2f} %   {result.note}"
+    yield from (f"{number} {split} images could not be read" for split, number in frozen.unreadable.items() if number)
+    report = {"weights": str(file), **told, "pool": frozen.pool, "images": count, "unreadable": frozen.unreadable}
+    output = output or file.parent / "eval.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, json.dumps({**report, "probes": found}, indent=1) + "\n")
+    yield f"written to {output}"
+
+
+def _device(settings: EvalSettings) -> torch.device:
+    """Raises UserError where a GPU is asked for and there is none."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: no GPU is available to torch; use device=cpu")
+    return torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _check(encoder: Encoder, settings: EvalSettings, probes: Sequence[str]) -> None:
+    """Raise UserError, before any work is done, where the encoder does not give what is asked for."""
+    name = type(encoder).__module__.rpartition(".")[2]
+    if "layers" in probes and not encoder.num_layers:
+        raise UserError(f"--probe layers: encoder '{name}' gives no intermediate layers; vit and beit do")
+    device = next(encoder.parameters()).device
+    with torch.no_grad():
+        features = encoder(torch.zeros(1, encoder.in_chans, *encoder.image_size, dtype=torch.uint8, device=device))
+    if settings.pool == "cls" and features.cls is None:
+        raise UserError(f"pool=cls: this encoder '{name}' has no class token; take pool=mean")
