@@ -34,7 +34,12 @@ def pooled_features(
 
 @torch.no_grad()
 def extract(
-    encoder: Encoder, source: Source, indices: np.ndarray, kind: Kind, stop: Callable[[], bool] = lambda: False
+    encoder: Encoder,
+    source: Source,
+    indices: np.ndarray,
+    kind: Kind,
+    stop: Callable[[], bool] = lambda: False,
+    batch: int = BATCH,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Batch by batch, which of `indices` could be read, and their features of that kind, float32 on the CPU.
 
@@ -44,7 +49,7 @@ def extract(
     encoder.eval()
     bad: dict[int, str] = {}
     try:
-        for part in np.split(indices, range(BATCH, len(indices), BATCH)):
+        for part in np.split(indices, range(batch, len(indices), batch)):
             if stop():
                 raise Interrupted
             images = views(source, encoder.image_size, encoder.in_chans, part, bad)

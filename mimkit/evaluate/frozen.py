@@ -1,6 +1,6 @@
 """A frozen encoder and labelled images: what every probe works on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,13 @@ from torch import Tensor
 from mimkit.data.source import Source
 from mimkit.errors import UserError
 from mimkit.evaluate.cache import Parts, cached
-from mimkit.evaluate.features import Kind, extract
+from mimkit.evaluate.features import BATCH, Kind, encode, extract
 from mimkit.evaluate.progress import Progress
 from mimkit.types import Encoder
 
 Split = Literal["train", "test"]
 Pool = Literal["mean", "cls"]
+TOKENS_LIMIT = 4 * 1024**3  # bytes of a split's tokens up to which they are kept on the disk
 
 
 @dataclass(frozen=True)
@@ -68,20 +69,56 @@ class Frozen:
         """
         source = self.sources[split]
         of = {"of": self.of[split], "split": split, "kind": kind}
-        features, read = cached(self.folder, of, len(source), lambda: self._extract(split, kind))
+        features, read = cached(self.folder, of, len(source), lambda: self._all(split, kind))
         self.unreadable[split] = len(source) - len(read)
         if not len(read):
             raise UserError(f"none of the {len(source)} {split} images of {source.name} can be read")
-        assert source.labels is not None
-        return Labelled(features, torch.from_numpy(source.labels[read]))
+        return Labelled(features, _labels(source, read))
 
-    def _extract(self, split: Split, kind: Kind) -> Parts:
+    def token_batches(self, split: Split, size: int, order: torch.Generator | None = None) -> Iterator[Labelled]:
+        """Token sequences (n, N, D) of a split in batches of up to `size` images, in a random order if `order` draws one.
+
+        They are kept like other features where they take at most TOKENS_LIMIT, and encoded anew each time where not.
+        Raises UserError as `labelled` does.
+        """
         source = self.sources[split]
-        with Progress(f"features of the {split} images", len(source)) as progress:
-            for read, features in extract(self.encoder, source, np.arange(len(source)), kind):
-                if not torch.isfinite(features).all():
-                    raise UserError(
-                        "the encoder's features are not finite: its training diverged, or its file is damaged"
-                    )
+        if self._bytes_of_tokens(source) <= TOKENS_LIMIT:
+            found = self.labelled(split, "tokens")
+            for rows in _batches(len(found.labels), size, order):
+                yield Labelled(found.features[rows], found.labels[rows])
+            return
+        self.unreadable[split] = 0
+        for rows in _batches(len(source), size, order):
+            read, features = next(self._extract(split, "tokens", rows.numpy(), size))
+            self.unreadable[split] += len(rows) - len(read)
+            yield Labelled(features, _labels(source, read))
+
+    def _bytes_of_tokens(self, source: Source) -> int:
+        encoder = self.encoder
+        blank = torch.zeros(1, encoder.in_chans, *encoder.image_size, dtype=torch.uint8, device=self.device)
+        with torch.no_grad():
+            return 4 * len(source) * encode(encoder, blank, "tokens").numel()
+
+    def _all(self, split: Split, kind: Kind) -> Parts:
+        """Features of all images of a split, with a word on how far it is."""
+        count = len(self.sources[split])
+        with Progress(f"features of {split} images", count) as progress:
+            for read, features in self._extract(split, kind, np.arange(count), BATCH):
                 yield read, features
-                progress.advance(len(read))
+                progress.advance(BATCH)
+
+    def _extract(self, split: Split, kind: Kind, indices: np.ndarray, batch: int) -> Parts:
+        for read, features in extract(self.encoder, self.sources[split], indices, kind, batch=batch):
+            if not torch.isfinite(features).all():
+                raise UserError("the encoder's features are not finite: its training diverged, or its file is damaged")
+            yield read, features
+
+
+def _batches(count: int, size: int, order: torch.Generator | None) -> tuple[Tensor, ...]:
+    """Indices 0..count-1 in parts, in a random order if `order` draws one."""
+    return (torch.arange(count) if order is None else torch.randperm(count, generator=order)).split(size)
+
+
+def _labels(source: Source, indices: np.ndarray) -> Int[Tensor, " N"]:
+    assert source.labels is not None
+    return torch.from_numpy(source.labels[indices])

@@ -8,14 +8,16 @@ from typing import Any, Literal
 from mimkit import overrides, registry, schema, strict_yaml
 from mimkit.data.kinds import kind_of
 from mimkit.errors import UserError, nearest
+from mimkit.evaluate.attentive import Attentive
 from mimkit.evaluate.frozen import Frozen, Pool, Score
 from mimkit.evaluate.knn import Knn
+from mimkit.evaluate.layers import Layers
 from mimkit.evaluate.linear import Linear
 from mimkit.recipe import Choice
 from mimkit.settings import BatchSettings
 
 Probe = Callable[[Frozen], Score]
-PROBES: dict[str, Callable[..., Probe]] = {"knn": Knn, "linear": Linear}
+PROBES: dict[str, Callable[..., Probe]] = {"knn": Knn, "linear": Linear, "layers": Layers, "attentive": Attentive}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ class Progress:
 
     def advance(self, count: int) -> None:
         """So many more are done."""
-        self.done += count
+        self.done = min(self.total, self.done + count)
         now = time.perf_counter()
         if self.bar:
             self.bar.update(self.task, completed=self.done)
