@@ -98,7 +98,8 @@ def evaluate(
     Its features are kept in features/ beside the weights, so that the next probe need not extract them again.
     """
     load_plugins(plugin)
-    check_writable(output or weights / "eval.json")
+    output = output or (weights if weights.is_dir() else weights.parent) / "eval.json"
+    check_writable(output)
 
     from mimkit.evaluate.score import score
 

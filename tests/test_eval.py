@@ -12,7 +12,7 @@ import torch
 
 from mimkit.data.source import Source
 from mimkit.errors import UserError
-from mimkit.evaluate import frozen, linear
+from mimkit.evaluate import frozen, linear, progress
 from mimkit.evaluate.attentive import AttentiveHead
 from mimkit.evaluate.knn import knn_predict, top1
 from mimkit.evaluate.labelled import check_classes
@@ -91,7 +91,7 @@ def save(folder: Path, name: str, seed: int, **options: Any) -> Path:
 
 
 def scores(folder: Path, probes: str, *options: str) -> dict[str, Any]:
-    lines = list(score(folder, probes.split(","), (*DATA, *options), None))
+    lines = list(score(folder, probes.split(","), (*DATA, *options), folder / "eval.json"))
     assert lines[-1] == f"written to {folder / 'eval.json'}"
     report: dict[str, Any] = json.loads((folder / "eval.json").read_text())
     return report
@@ -220,12 +220,15 @@ def places(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
     for path in [
         *(f"good/{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab" for i in range(6)),
         *(f"flat/{i}.png" for i in range(5)),
+        *(f"broken/{split}/{name}/0.png" for split in ("train", "test") for name in "ab"),
         *(f"few/{name}/0.png" for name in "ab"),
         *(f"other/{split}/{name}/0.png" for split, name in (("train", "a"), ("train", "b"), ("test", "c"))),
     ]:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(root / path)
     (root / "good/train/a/broken.png").write_bytes(b"no image")
+    for path in root.glob("broken/*/*/*"):
+        path.write_bytes(b"no image")
     (root / "file").write_text("a file")
     for name in ("encoder.safetensors", "encoder.json"):
         (root / name).write_bytes((folder / name).read_bytes())
@@ -233,10 +236,25 @@ def places(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
 
 
 def test_unreadable_images_are_left_out_and_counted(places: Path) -> None:
-    lines = list(score(places / "encoder.safetensors", ["knn", "linear"], [f"data={places / 'good'}"], None))
-    assert "13 training and 12 test images" in lines[0] and "1 train images could not be read" in lines
+    """And the real command says what it does."""
+    done = command("eval", "encoder.safetensors", "data=good", cwd=places)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "encoder.safetensors on good: 13 training and 12 test images"
+    assert [line.split()[0] for line in lines[2:4]] == ["knn", "linear"] and lines[-1] == "written to eval.json"
+    assert "1 train images could not be read" in lines
     report = json.loads((places / "eval.json").read_text())
-    assert report["unreadable"] == {"train": 1, "test": 0}
+    assert report["unreadable"] == {"train": 1, "test": 0} and report["images"] == {"train": 13, "test": 12}
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0)
+    with progress.Progress("features", 5) as bar:
+        bar.advance(3)
+        bar.advance(3)
+    assert capsys.readouterr().err == "features: 3 of 5\nfeatures: 5 of 5\n"
 
 
 MISTAKES = {
@@ -254,6 +272,7 @@ MORE_MISTAKES = {
     "unknown option of the data": (("data=good", "data.lables=none"), "did you mean 'labels'"),
     "one split that is too small": (("data=few",), "too few to hold a tenth out"),
     "class without training images": (("data=other",), "the class 'c'"),
+    "no readable image": (("data=broken",), "none of the 2 train images"),
     "cache that cannot be": (("data=good", "cache=file/x"), "cache=FOLDER"),
 }
 
@@ -282,7 +301,7 @@ def test_what_an_encoder_does_not_give_is_told_before_any_work(tmp_path: Path) -
         ("knn", "pool=cls", "no class token"),
     ):
         with pytest.raises(UserError, match=told):
-            list(score(tmp_path, [probe], (*DATA, option), None))
+            list(score(tmp_path, [probe], (*DATA, option), tmp_path / "eval.json"))
     assert not (tmp_path / "features").exists()
 
 

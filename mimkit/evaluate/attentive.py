@@ -38,9 +38,9 @@ class Attentive:
         assert source.labels is not None
         width, classes = frozen.encoder.embed_dim, int(source.labels.max()) + 1
         heads = self.num_heads or max(1, width // 64)
-        with torch.random.fork_rng(), torch.device(frozen.device):
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            probe = AttentiveHead(width, heads, classes)
+            probe = AttentiveHead(width, heads, classes).to(frozen.device)
         self.fit(probe, frozen)
         correct, count = 0, 0
         probe.eval()

@@ -71,8 +71,6 @@ class Frozen:
         of = {"of": self.of[split], "split": split, "kind": kind}
         features, read = cached(self.folder, of, len(source), lambda: self._all(split, kind))
         self.unreadable[split] = len(source) - len(read)
-        if not len(read):
-            raise UserError(f"none of the {len(source)} {split} images of {source.name} can be read")
         return Labelled(features, _labels(source, read))
 
     def token_batches(self, split: Split, size: int, order: torch.Generator | None = None) -> Iterator[Labelled]:
@@ -101,11 +99,14 @@ class Frozen:
 
     def _all(self, split: Split, kind: Kind) -> Parts:
         """Features of all images of a split, with a word on how far it is."""
-        count = len(self.sources[split])
+        count, any_read = len(self.sources[split]), False
         with Progress(f"features of {split} images", count) as progress:
             for read, features in self._extract(split, kind, np.arange(count), BATCH):
                 yield read, features
+                any_read |= len(read) > 0
                 progress.advance(BATCH)
+        if not any_read:
+            raise UserError(f"none of the {count} {split} images of {self.sources[split].name} can be read")
 
     def _extract(self, split: Split, kind: Kind, indices: np.ndarray, batch: int) -> Parts:
         for read, features in extract(self.encoder, self.sources[split], indices, kind, batch=batch):

@@ -23,10 +23,10 @@ from mimkit.weights.handover import load, weights_file
 POOLS = {"mean": "mean of the patch tokens", "cls": "class token"}
 
 
-def score(weights: Path, probes: Sequence[str], given: Sequence[str], output: Path | None) -> Iterator[str]:
+def score(weights: Path, probes: Sequence[str], given: Sequence[str], output: Path) -> Iterator[str]:
     """Score the encoder of a run or weights file by probes, with options `key=value`; gives the table line by line.
 
-    output: the JSON that is written at the end; None: eval.json beside the weights. Raises UserError.
+    output: the JSON that is written at the end. Raises UserError.
     """
     file = weights_file(weights)
     order = read_order(file.parent, probes, given)
@@ -54,7 +54,6 @@ def score(weights: Path, probes: Sequence[str], given: Sequence[str], output: Pa
         yield f"{probe:<10} {result.top1:6.2f} ± {error:.2f} %   {result.note}"
     yield from (f"{number} {split} images could not be read" for split, number in frozen.unreadable.items() if number)
     report = {"weights": str(file), **told, "pool": frozen.pool, "images": count, "unreadable": frozen.unreadable}
-    output = output or file.parent / "eval.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, json.dumps({**report, "probes": found}, indent=1) + "\n")
     yield f"written to {output}"
