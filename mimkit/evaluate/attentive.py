@@ -1,4 +1,4 @@
-"""Attentive probe: one learned query looks at the frozen tokens. Source: CAE (arXiv 2202.03026, section 4.3 and code)."""
+"""Attentive probe: one learned query looks at the frozen tokens. Source: CAE (arXiv 2202.03026) and its code."""
 
 import math
 from dataclasses import dataclass
@@ -72,8 +72,8 @@ class AttentiveHead(nn.Module):
     """Tokens to logits: CAE's attentive block and classifier.
 
     What changes no function is left out: the affine parts of the norms before the projections, the keys' bias (the same
-    for all tokens) and the biases of values and projection (the batch norm takes them away). As there is one query, it
-    is multiplied with the keys' weights before it meets the tokens: an N-th of the products.
+    for all tokens) and the biases of values and projection (the batch norm takes them away). As there is one query, the
+    keys' weights meet the query and the values' weights what it found, and neither meets every token.
     """
 
     def __init__(self, width: int, num_heads: int, classes: int):
