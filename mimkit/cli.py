@@ -147,7 +147,7 @@ def export(
     to: Annotated[str, typer.Option(help="timm or safetensors.")],
 ) -> None:
     """Hand the encoder over to other software."""
-    check_writable(output)
+    check_writable(output, is_folder=True)
 
     from mimkit.weights.export import export as write
 
@@ -164,7 +164,7 @@ def import_weights(
 ) -> None:
     """Take published weights over: the encoder for mimkit.load, a tokenizer for target=vq."""
     load_plugins(plugin)
-    check_writable(output)
+    check_writable(output, is_folder=True)
 
     from mimkit.weights.importing import import_weights as write
 
@@ -194,8 +194,10 @@ def load_plugins(paths: list[Path] | None) -> None:
             registry.load_plugin(path)
 
 
-def check_writable(path: Path) -> None:
-    """Raise UserError, before any work is done, where `path` could not be written."""
+def check_writable(path: Path, is_folder: bool = False) -> None:
+    """Raise UserError, before any work is done, where `path`, a file or a folder, could not be written."""
+    if path.exists() and path.is_dir() is not is_folder:
+        raise UserError(f"-o {path}: that is a {'file; a folder' if is_folder else 'folder; a file'} is written here")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"-o {path}: {parent} is not a folder that can be written to")

@@ -64,6 +64,9 @@ MISTAKES = {
     "mask that follows what the target does not tell": ("train", "milan", "target=hog"),
     "head that needs a token for each place": ("train", "simmim", "head=decoder", "mask.feed=all"),
     "cached target under random crops": ("train", "maskdistill", "target.cache=true"),
+    "unknown probe": ("eval", "run", "--probe", "knnn"),
+    "output file that is a folder": ("embed", "run", "images", "-o", "empty.npz"),
+    "output folder that is a file": ("export", "run", "-o", "file.txt", "--to", "timm"),
     "plug-in that raises": ("train", "mae", "--plugin", "raises.py"),
     "plug-in whose name is taken": ("train", "mae", "--plugin", "pixels.py"),
 }
@@ -79,6 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     (folder / "photos").mkdir()
     (folder / "empty").mkdir()
+    (folder / "empty.npz").mkdir()
     (folder / "texts").mkdir()
     (folder / "texts" / "a.txt").write_text("no image")
     (folder / "file.txt").write_text("a file")
