@@ -61,7 +61,7 @@ def recognise(source: str | Path | Mapping[str, Tensor]) -> Published:
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     layout = next((layout for layout in known_layouts() if layout.recognises(theirs)), None)
     if layout is None:
-        known = "; ".join(layout.name for layout in known_layouts())
+        known = "; ".join(dict.fromkeys(layout.name.partition(",")[0] for layout in known_layouts()))
         raise UserError(f"{where}: no known layout, it holds {some(tuple(theirs))}. Known: {known}")
     return Published(layout, theirs, f"{where} ({layout.name})")
 
