@@ -54,13 +54,18 @@ def test_the_recipe_of_a_run_repeats_it(tmp_path: Path, tiny: dict[str, Any]) ->
     assert same_bits(weights(tmp_path / "one"), weights(tmp_path / "two"))
 
 
+CODEBOOK = ["head=quantizer", "head.vocab_size=16", "head.code_dim=4", "head.embed_dim=16", "head.depth=1",
+            "head.num_heads=2", "head.revive=true", "mask=none", "target=pixels"]  # fmt: skip
+
+
 @pytest.mark.parametrize("cut", [1, 5, 7, 13])
+@pytest.mark.parametrize("more", [[], CODEBOOK], ids=["decoder", "codebook"])
 def test_a_run_cut_at_any_step_ends_with_the_same_bits(
-    tmp_path: Path, tiny: dict[str, Any], cut: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: dict[str, Any], cut: int, more: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped by a signal after `cut` steps; drop path and accumulation go along, since they draw and split."""
-    tiny["encoder"]["drop_path"], tiny["train"]["accumulate"] = 0.3, 2
-    recipe = load_recipe(tiny)
+    """Stopped by a signal after `cut` steps; drop path, accumulation and jitter go along, since they draw and split."""
+    tiny["encoder"]["drop_path"], tiny["train"]["accumulate"], tiny["data"]["color_jitter"] = 0.3, 2, 0.4
+    recipe = load_recipe(tiny, more)
     train(recipe, tmp_path / "whole")
     from mimkit.model import Model
     from mimkit.train import loop

@@ -216,6 +216,4 @@ def test_query_key_and_value_of_unequal_shapes_are_refused():
 
 def test_something_else_is_refused_with_what_is_known():
     """A state dict of no known layout."""
-    refuse(
-        model(), {"conv1.weight": torch.rand(3)}, "no known layout, it holds conv1.weight", "; MAE;"
-    )
+    refuse(model(), {"conv1.weight": torch.rand(3)}, "no known layout, it holds conv1.weight", "; MAE;")
