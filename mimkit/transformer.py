@@ -48,10 +48,12 @@ def embed_patches(
     mask: Mask | None,
     mask_token: Float[Tensor, "1 1 D"] | None,
     positions: Float[Tensor, "1 L D"] | None,
+    patch_grad: float = 1.0,
 ) -> Float[Tensor, "B V D"]:
     """Tokens of the fed patches of standardised images, by timm's patch projection; hidden ones are the mask token.
 
-    The tokens have the weights' type also under autocast, so that the residual stream does.
+    The tokens have the weights' type also under autocast, so that the residual stream does. patch_grad: factor of the
+    gradient that the projection gets.
     """
     p, q = proj.kernel_size
     patches = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q)
@@ -60,6 +62,8 @@ def embed_patches(
         patches, hidden = gather_places(patches, mask.fed), gather_places(mask.hidden, mask.fed)
         positions = None if positions is None else positions[0, mask.fed]
     tokens = linear(patches, proj.weight.flatten(1), proj.bias).to(proj.weight.dtype)
+    if patch_grad != 1:
+        tokens = torch.lerp(tokens.detach(), tokens, patch_grad)  # equal values, less gradient
     if hidden is not None and mask_token is not None:
         tokens = torch.where(hidden[..., None], mask_token, tokens)
     return tokens if positions is None else tokens + positions
@@ -88,6 +92,16 @@ def sincos_positions(grid: Size, dim: int, column_first: bool = True) -> Float[T
     axes = (columns, rows) if column_first else (rows, columns)
     angles = [axis.reshape(-1, 1) * omega for axis in axes]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()[None]
+
+
+def decoder_positions(grid: Size, dim: int, num_heads: int, pos_first: str) -> Float[Tensor, "1 N D"]:
+    """A decoder's fixed positions: zero for the class token, then `sincos_positions` of all places.
+
+    Raises UserError where the heads, or the sines and cosines of two axes, do not divide the width.
+    """
+    if dim % num_heads or dim % 4:
+        raise UserError(f"head.embed_dim={dim} must be divisible by num_heads={num_heads} and by 4")
+    return F.pad(sincos_positions(grid, dim, pos_first == "column"), (0, 0, 1, 0))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from mimkit.errors import UserError
 from mimkit.geometry import grid_of
 from mimkit.quick import quicken
 from mimkit.transformer import check_images, embed_patches, run_blocks, shape_of
-from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardize, gather_places
+from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardize
 
 MLP_RATIO = 4 * 2 / 3  # SwiGLU's three matrices have the parameters of two at ratio 4
 # Rotary positions of any grid are spread over that of 224 px in patches of 14, as the authors do for other images.
@@ -115,17 +115,13 @@ class Eva(Encoder):
         """
         check_images(self, images)
         eva = self.timm_model
-        tokens = embed_patches(eva.patch_embed.proj, self.standardize(images), mask, None, None)
-        tokens = torch.lerp(tokens.detach(), tokens, self.patch_grad)  # equal values, less gradient
         positions, rotary = eva.pos_embed[:, 1:], eva.rope.get_embed()
-        hidden = None if mask is None else mask.hidden
         if mask is not None and mask.fed is not None:
-            positions, rotary = positions[0, mask.fed], rotary[mask.fed][:, None]  # the same for each head
-            hidden = gather_places(mask.hidden, mask.fed)
-        if hidden is not None and self.mask_token is not None:
-            tokens = torch.where(hidden[..., None], self.mask_token, tokens)
+            rotary = rotary[mask.fed][:, None]  # the same for each head
+        pixels = self.standardize(images)
+        tokens = embed_patches(eva.patch_embed.proj, pixels, mask, self.mask_token, positions, self.patch_grad)
         cls = (eva.cls_token + eva.pos_embed[:, :1]).expand(len(images), -1, -1)
-        sequence = torch.cat([cls, tokens + positions], dim=1)
+        sequence = torch.cat([cls, tokens], dim=1)
         sequence, outputs = run_blocks(eva.blocks, sequence, layers, rope=rotary)
         return Features(
             sequence=eva.norm(sequence),

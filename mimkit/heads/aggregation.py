@@ -15,7 +15,7 @@ from mimkit.types import Features, Feed, Head, Mask, Prediction
 class Aggregation(Head):
     """A linear layer on the encoder's patch tokens, and the same one behind blocks whose patch tokens are early ones.
 
-    Goes with: mask.feed=all and an encoder with a class token that gives its layers (vit, beit).
+    Goes with: mask.feed=all and an encoder with a class token that gives its layers (vit, beit, eva).
 
     The further prediction must go through the class token, which thereby gathers what the image holds. The encoder's
     final norm and its attention bias serve both.

@@ -3,7 +3,6 @@
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,14 +10,14 @@ from torch import Tensor, nn
 from mimkit.errors import UserError
 from mimkit.quick import quicken
 from mimkit.transformer import CrossAttention as Attention
-from mimkit.transformer import init_xavier, sincos_positions
+from mimkit.transformer import decoder_positions, init_xavier
 from mimkit.types import Features, Head, Mask, Size
 
 
 class CrossAttention(Head):
     """Decoder without self-attention; each block reads its own learned mixture of all encoder layers, before their norm.
 
-    Goes with: either mask.feed, and an encoder that gives its layers (vit, beit).
+    Goes with: either mask.feed, and an encoder that gives its layers (vit, beit, eva).
 
     embed_dim: token width.
     depth: number of blocks.
@@ -45,13 +44,10 @@ class CrossAttention(Head):
         super().__init__()
         if not num_layers:
             raise UserError("head 'cross_attention' mixes the encoder's layers, this one gives none: take encoder=vit")
-        if embed_dim % num_heads or embed_dim % 4:
-            raise UserError(f"head.embed_dim={embed_dim} must be divisible by num_heads={num_heads} and by 4")
         self.layers = tuple(range(-1 if use_input else 0, num_layers))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed: Tensor
-        positions = sincos_positions(grid, embed_dim, pos_first == "column")
-        self.register_buffer("pos_embed", F.pad(positions, (0, 0, 1, 0)))  # as published: a row for the class token
+        self.register_buffer("pos_embed", decoder_positions(grid, embed_dim, num_heads, pos_first))
         self.mix = nn.Linear(len(self.layers), depth, bias=False)
         self.norms = nn.ModuleList(nn.LayerNorm(encoder_dim, eps=1e-6) for _ in range(depth))
         self.blocks = nn.ModuleList(_Block(embed_dim, num_heads, mlp_ratio, encoder_dim) for _ in range(depth))

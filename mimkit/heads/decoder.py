@@ -4,14 +4,12 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mimkit.errors import UserError
 from mimkit.quick import quicken
-from mimkit.transformer import block_at, init_xavier, sincos_positions
+from mimkit.transformer import block_at, decoder_positions, init_xavier
 from mimkit.types import Features, Feed, Head, Mask, Size
 
 
@@ -41,16 +39,13 @@ class Decoder(Head):
         pos_first: Literal["column", "row"] = "column",
     ):
         super().__init__()
-        if embed_dim % num_heads or embed_dim % 4:
-            raise UserError(f"head.embed_dim={embed_dim} must be divisible by num_heads={num_heads} and by 4")
         from timm.models.vision_transformer import Block
 
         norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
         self.embed = nn.Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if feed == "visible" else None
         self.pos_embed: Tensor
-        positions = sincos_positions(grid, embed_dim, pos_first == "column")
-        self.register_buffer("pos_embed", F.pad(positions, (0, 0, 1, 0)))  # the class token's is zero
+        self.register_buffer("pos_embed", decoder_positions(grid, embed_dim, num_heads, pos_first))
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)
         )

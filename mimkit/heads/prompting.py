@@ -3,21 +3,20 @@
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
 from mimkit.quick import quicken
-from mimkit.transformer import CrossAttention, init_xavier, sincos_positions
+from mimkit.transformer import CrossAttention, decoder_positions, init_xavier
 from mimkit.types import Features, Feed, Head, Mask, Prediction, Size, gather_places
 
 
 class Prompting(Head):
     """Decoder whose class token and visible tokens are fixed prompts; it predicts the class token too.
 
-    Goes with: mask.feed=visible (vit; beit with rel_pos=none).
+    Goes with: mask.feed=visible (vit, eva; beit with rel_pos=none).
 
     embed_dim: token width.
     depth: number of blocks.
@@ -42,13 +41,10 @@ class Prompting(Head):
         super().__init__()
         if feed != "visible":
             raise UserError("head 'prompting' takes what the encoder saw as prompts: set mask.feed=visible")
-        if embed_dim % num_heads or embed_dim % 4:
-            raise UserError(f"head.embed_dim={embed_dim} must be divisible by num_heads={num_heads} and by 4")
         self.embed = nn.Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed: Tensor
-        positions = sincos_positions(grid, embed_dim, pos_first == "column")
-        self.register_buffer("pos_embed", F.pad(positions, (0, 0, 1, 0)))  # the class token's is zero
+        self.register_buffer("pos_embed", decoder_positions(grid, embed_dim, num_heads, pos_first))
         self.blocks = nn.ModuleList(_Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.predict = nn.Linear(embed_dim, out_dim)

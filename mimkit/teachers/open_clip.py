@@ -52,6 +52,7 @@ def find_clip(model: str, pretrained: str | None) -> tuple[dict[str, Any], dict[
 
 
 def download(model: str, tag: dict[str, Any]) -> Path:
+    """The published weights of a tag as a file, from the local cache or the hub. Raises UserError where neither has them."""
     import open_clip
 
     with published_weights(model, f"target.model={FOLDER}FOLDER or target.pretrained=FILE"):
