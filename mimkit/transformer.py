@@ -42,6 +42,14 @@ def check_images(encoder: Encoder, images: Images) -> None:
         raise UserError(f"the encoder reads images of {'x'.join(map(str, wanted))}, got {'x'.join(map(str, given))}")
 
 
+def check_dense(name: str, mask: Mask | None, layers: Sequence[int]) -> None:
+    """Raises UserError where encoder `name`, which reads all places at once, is asked for a part of them or for layers."""
+    if layers:
+        raise UserError(f"encoder '{name}' gives no intermediate layers: take encoder=vit or encoder=beit")
+    if mask is not None and mask.fed is not None:
+        raise UserError(f"encoder '{name}' reads all places: give a mask without fed, or take encoder=vit")
+
+
 def embed_patches(
     proj: nn.Conv2d,
     images: Float[Tensor, "B C H W"],

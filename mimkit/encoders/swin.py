@@ -11,7 +11,7 @@ from torch import nn
 from mimkit.errors import UserError
 from mimkit.geometry import grid_of
 from mimkit.quick import quicken
-from mimkit.transformer import check_images
+from mimkit.transformer import check_dense, check_images
 from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardize
 
 Positive = Annotated[int, Gt(0)]
@@ -98,10 +98,7 @@ class Swin(Encoder):
         and where intermediate layers are asked for.
         """
         check_images(self, images)
-        if layers:
-            raise UserError("encoder 'swin' gives no intermediate layers: their grids differ; take encoder=vit")
-        if mask is not None and mask.fed is not None:
-            raise UserError("encoder 'swin' reads all places: give a mask without fed, or take encoder=vit")
+        check_dense("swin", mask, layers)
         swin = self.timm_model
         tokens = swin.patch_embed(self.standardize(images))
         if mask is not None:

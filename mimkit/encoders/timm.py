@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mimkit.errors import UserError, nearest
 from mimkit.geometry import grid_of
-from mimkit.transformer import check_images
+from mimkit.transformer import check_dense, check_images
 from mimkit.types import Encoder, Features, Feed, Images, Mask, Size, Standardize
 
 
@@ -73,10 +73,7 @@ class Timm(Encoder):
         and where intermediate layers are asked for.
         """
         check_images(self, images)
-        if layers:
-            raise UserError("encoder 'timm' gives no intermediate layers: take encoder=vit or encoder=beit")
-        if mask is not None and mask.fed is not None:
-            raise UserError("encoder 'timm' reads all places: give a mask without fed, or take encoder=vit")
+        check_dense("timm", mask, layers)
         pixels = self.standardize(images)
         if mask is not None:
             (h, w), p = self.grid, self.patch_size
