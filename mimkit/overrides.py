@@ -5,6 +5,7 @@ takes; a target starts from its defaults, and so do its normalizer and loss, unl
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from mimkit import registry, strict_yaml
@@ -102,3 +103,18 @@ def _set(tree: dict[str, Any], places: dict[Path, str], path: Path, value: Any, 
     for below in [place for place in places if place[: len(path)] == path]:
         del places[below]
     places[path] = f"override '{text}'"
+
+
+def sweep(given: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every combination of overrides whose values are lists without brackets: `mask.ratio=0.5,0.75` stands for two.
+
+    The last one varies fastest; overrides without a comma are in every combination. `[a,b]` is one value.
+    """
+    return list(product(*(_values(text) for text in given)))
+
+
+def _values(text: str) -> list[str]:
+    key, equals, value = text.partition("=")
+    if not equals or value[:1] in ("[", "{"):
+        return [text]
+    return [f"{key}={each}" for each in value.split(",")]

@@ -31,7 +31,7 @@ FLOORS = [  # from the top: each may import its own floor and those below it
     {"mask"},
     {"schema"},
     {"registry", "weight_files"},
-    {"geometry", "disk"},
+    {"geometry", "disk", "drawing", "schedule", "signals"},
     {"errors"},
 ]
 

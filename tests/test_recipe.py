@@ -8,6 +8,7 @@ import pytest
 import mimkit
 from mimkit.draft import load_recipe, shipped
 from mimkit.errors import UserError
+from mimkit.overrides import sweep
 
 
 def message(tiny: dict[str, Any], *overrides: str) -> str:
@@ -170,3 +171,13 @@ def test_a_cached_target_needs_views_that_come_again(tiny: dict[str, Any], given
             UserError, match=r"^override 'target.cache=true': .* set data.crop_scale=\[1,1\] and [^\n]*$"
         ):
             load_recipe(tiny, overrides)
+
+
+def test_a_sweep_is_every_combination_of_lists_without_brackets() -> None:
+    assert sweep(["a.b=1,2", "c=[1,2]", "d=x,y"]) == [
+        ("a.b=1", "c=[1,2]", "d=x"),
+        ("a.b=1", "c=[1,2]", "d=y"),
+        ("a.b=2", "c=[1,2]", "d=x"),
+        ("a.b=2", "c=[1,2]", "d=y"),
+    ]
+    assert sweep([]) == [()]

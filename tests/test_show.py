@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 import mimkit
+from mimkit.drawing.colours import fit_components, rgb
+from mimkit.drawing.sheet import GAP, LINE, draw_sheet
 from mimkit.errors import UserError
 from mimkit.evaluate.reconstruction import reconstruct
 from mimkit.losses import cross_entropy
-from mimkit.show.colours import fit_components, rgb
 from mimkit.show.curves import draw_curves, running_mean
 from mimkit.show.features import _encode, draw_features
 from mimkit.show.reconstruction import draw_reconstructions
-from mimkit.show.sheet import GAP, LINE, draw_sheet
 from mimkit.types import Target, as_float
 from tests.test_reconstruction import Codes, Oracle, small_model, with_oracle
 

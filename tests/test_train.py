@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
+from mimkit.schedule import Schedule
 from mimkit.train.loop import train
-from mimkit.train.optim import Schedule, build_optimizer
+from mimkit.train.optim import build_optimizer
 from mimkit.train.session import prepare
 
 

@@ -34,19 +34,23 @@ class Labelled:
 class Score:
     """What a probe finds.
 
-    top1: percent of the test images. note: what was chosen, in a few words. details: what else is worth keeping, for JSON.
+    value: in percent. note: what was chosen, in a few words. details: what else is worth keeping, for JSON.
+    metric: what the value is: `top1`, the share of test images that are right, or `miou`.
     """
 
-    top1: float
+    value: float
     note: str
     details: Mapping[str, Any] = field(default_factory=dict)
+    metric: Literal["top1", "miou"] = "top1"
 
 
 @dataclass(frozen=True)
 class Frozen:
     """A frozen encoder, labelled images to fit to and to test on, and a folder that keeps the features.
 
-    sources: the images by split, all labelled. of: what the features depend on besides their kind and the split.
+    sources: the images by split, all labelled.
+    folder: where the features are kept. of: what they depend on besides their kind and the split.
+    weights: the file that the encoder is of; None where it is not mimkit's own (a teacher).
     unreadable: how many images were left out, by split; filled in as they are met.
     """
 
@@ -55,6 +59,7 @@ class Frozen:
     pool: Pool
     folder: Path
     of: Mapping[Split, Any]
+    weights: Path | None = None
     unreadable: dict[Split, int] = field(default_factory=dict)
 
     @property

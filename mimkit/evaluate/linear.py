@@ -36,7 +36,7 @@ class Linear:
         train, test = frozen.labelled("train", frozen.pool), frozen.labelled("test", frozen.pool)
         fitted = fit_best(train.features.to(frozen.device), train.labels.to(frozen.device), self.C)
         return Score(
-            top1=top1(fitted.predict(test.features), test.labels),
+            value=top1(fitted.predict(test.features), test.labels),
             note=f"C={fitted.C:g}, held-out {fitted.held_out_top1:.2f} %",
             details={"C": fitted.C, "held_out_top1": fitted.held_out_top1},
         )

@@ -39,7 +39,7 @@ def score(weights: Path, probes: Sequence[str], given: Sequence[str], output: Pa
     told = {"weights_sha256": sha256, "mimkit": mimkit.__version__, "data": {"name": name, **options}}
     of = {split: {**told, "images": fingerprint(name, source)} for split, source in sources.items()}
     folder = Path(order.settings.cache) if order.settings.cache else file.parent / "features"
-    frozen = Frozen(encoder, sources, order.settings.pool, folder, of)
+    frozen = Frozen(encoder, sources, order.settings.pool, folder, of, file)
     count = {split: len(source) for split, source in sources.items()}
     yield f"{weights} on {name}: {count['train']} training and {count['test']} test images"
     yield f"features of full images; {POOLS[frozen.pool]} for knn and linear; top-1 ± standard error"
@@ -47,11 +47,13 @@ def score(weights: Path, probes: Sequence[str], given: Sequence[str], output: Pa
     for probe, run in order.probes.items():
         began = time.perf_counter()
         result = run(frozen)
-        error = sqrt(result.top1 * (100 - result.top1) / len(sources["test"]))
         seconds = round(time.perf_counter() - began, 2)
-        found[probe] = {"top1": result.top1, "standard_error": error, "options": dict(vars(run)), **result.details}
-        found[probe]["seconds"] = seconds
-        yield f"{probe:<10} {result.top1:6.2f} ± {error:.2f} %   {result.note}"
+        found[probe] = {"metric": result.metric, result.metric: result.value}
+        if result.metric == "top1":
+            found[probe]["standard_error"] = sqrt(result.value * (100 - result.value) / count["test"])
+        found[probe] |= {"options": dict(vars(run)), **result.details, "seconds": seconds}
+        error = f" ± {found[probe]['standard_error']:.2f}" if result.metric == "top1" else ""
+        yield f"{probe:<10} {result.value:6.2f}{error} %   {result.note}"
     yield from (f"{number} {split} images could not be read" for split, number in frozen.unreadable.items() if number)
     report = {"weights": str(file), **told, "pool": frozen.pool, "images": count, "unreadable": frozen.unreadable}
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mimkit.disk import read_json_lines
+from mimkit.drawing.sheet import save
 from mimkit.errors import UserError
-from mimkit.show.sheet import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mimkit.drawing.colours import fit_components, heat, rgb, shown_channels
+from mimkit.drawing.sheet import ROWS, draw_sheet
 from mimkit.evaluate.reconstruction import place_pixels
-from mimkit.show.colours import fit_components, heat, rgb, shown_channels
-from mimkit.show.sheet import ROWS, draw_sheet
 from mimkit.types import Encoder, Features, Images, as_float
 
 

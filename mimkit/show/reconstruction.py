@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from mimkit.drawing.colours import GREY, fit_components, heat, rgb, right_or_wrong, shown_channels
+from mimkit.drawing.sheet import ROWS, draw_sheet
 from mimkit.evaluate.reconstruction import Reconstruction, ToImages, place_pixels, reconstruct
 from mimkit.model import Model
-from mimkit.show.colours import GREY, fit_components, heat, rgb, right_or_wrong, shown_channels
-from mimkit.show.sheet import ROWS, draw_sheet
 from mimkit.types import Images
 
 Columns = dict[str, Float[Tensor, "B 3 H W"]]

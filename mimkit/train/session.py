@@ -12,8 +12,9 @@ from mimkit.data.open import Data, open_data
 from mimkit.errors import UserError
 from mimkit.model import Model, build
 from mimkit.recipe import Recipe
+from mimkit.schedule import Schedule
 from mimkit.train.log import Metrics
-from mimkit.train.optim import Schedule, build_optimizer, schedule
+from mimkit.train.optim import build_optimizer, schedule
 from mimkit.train.probe import Probe
 from mimkit.train.run import BadFiles, begin_folder, check_same
 from mimkit.weights import checkpoint
