@@ -11,15 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mimkit.evaluate.frozen import Frozen, Score
-from mimkit.evaluate.progress import Progress
+from mimkit.evaluate.training import accuracy, train
+from mimkit.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attentive:
     """Cross-attention of one query to all tokens, batch norm without affine, a linear layer, trained for a while.
 
-    The layers are CAE's. CAE trains them by SGD (momentum 0.9, rate 0.4, batch 8192) for 90 epochs of random crops;
-    here it is AdamW without weight decay on the tokens of full images, its rate falling along a half cosine to 0.
+    The layers are CAE's. Here they are trained by AdamW without weight decay on the tokens of full images, the rate
+    falling along a half cosine to 0; `attentive_sgd` trains them as CAE does.
 
     epochs: passes over the training images.
     lr: rate at the start.
@@ -33,67 +34,54 @@ class Attentive:
     num_heads: Annotated[int, Gt(0)] | None = None
 
     def __call__(self, frozen: Frozen) -> Score:
-        """Top-1 on the test images after the last epoch."""
-        source = frozen.sources["train"]
-        assert source.labels is not None
-        width, classes = frozen.encoder.embed_dim, int(source.labels.max()) + 1
-        heads = self.num_heads or max(1, width // 64)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            probe = AttentiveHead(width, heads, classes).to(frozen.device)
-        self.fit(probe, frozen)
-        correct, count = 0, 0
-        probe.eval()
-        with torch.inference_mode():
-            for batch in frozen.token_batches("test", self.batch_size):
-                predicted = probe(batch.features.to(frozen.device)).argmax(1).cpu()
-                correct, count = correct + int((predicted == batch.labels).sum()), count + len(predicted)
-        return Score(100 * correct / max(count, 1), f"{heads} heads, {self.epochs} epochs")
-
-    def fit(self, probe: "AttentiveHead", frozen: Frozen) -> None:
-        """Train the probe; the order of the images is always the same."""
+        """Top-1 on the test images after the last epoch; the order of the training images is always the same."""
+        head = attentive_head(frozen, self.num_heads)
         order = torch.Generator().manual_seed(0)
         steps = self.epochs * math.ceil(len(frozen.sources["train"]) / self.batch_size)
-        optimizer = torch.optim.AdamW(probe.parameters(), self.lr, weight_decay=0)
-        rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        with Progress("attentive probe, steps", steps) as progress:
-            for _ in range(self.epochs):
-                for batch in frozen.token_batches("train", self.batch_size, order):
-                    if len(batch.labels) > 1:  # one image has no variance for the batch norm
-                        logits = probe(batch.features.to(frozen.device))
-                        optimizer.zero_grad()
-                        F.cross_entropy(logits, batch.labels.to(frozen.device)).backward()
-                        optimizer.step()
-                    rate.step()
-                    progress.advance(1)
+        optimizer = torch.optim.AdamW(head.parameters(), weight_decay=0)
+        epochs = (frozen.token_batches("train", self.batch_size, order) for _ in range(self.epochs))
+        train(head, optimizer, (batch for epoch in epochs for batch in epoch), steps, Schedule(self.lr, 0, 0, steps))
+        top1 = accuracy(head, frozen.token_batches("test", self.batch_size))
+        return Score(top1, f"{head.num_heads} heads, {self.epochs} epochs")
+
+
+def attentive_head(frozen: Frozen, num_heads: int | None) -> "AttentiveHead":
+    """A head for the encoder's tokens and the images' classes, the same weights every time."""
+    width = frozen.encoder.embed_dim
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AttentiveHead(width, num_heads or max(1, width // 64), frozen.classes).to(frozen.device)
 
 
 class AttentiveHead(nn.Module):
     """Tokens to logits: CAE's attentive block and classifier.
 
-    What changes no function is left out: the affine parts of the norms before the projections, the keys' bias (the same
-    for all tokens) and the biases of values and projection (the batch norm takes them away). As there is one query, the
-    keys' weights meet the query and the values' weights what it found, and neither meets every token.
+    What no gradient ever reaches is left out: what shifts all keys alike (the softmax takes it away), and what shifts
+    all images alike before the batch norm (the shift of the values' norm, the biases of values and projection). As there
+    is one query, the keys' weights meet the query and the values' weights what it found, and neither meets every token.
     """
 
     def __init__(self, width: int, num_heads: int, classes: int):
         super().__init__()
-        head_width = max(1, width // num_heads)
-        self.query = nn.Parameter(torch.zeros(num_heads, head_width))
-        self.key = nn.Parameter(torch.empty(num_heads, head_width, width))
-        self.value = nn.Parameter(torch.empty(num_heads, head_width, width))
-        self.proj = nn.Linear(num_heads * head_width, width, bias=False)
+        self.num_heads, inner = num_heads, num_heads * max(1, width // num_heads)
+        self.query = nn.Parameter(torch.zeros(width))
+        self.norm_q = nn.LayerNorm(width, eps=1e-6)
+        self.scale_k, self.scale_v = (nn.Parameter(torch.ones(width)) for _ in range(2))
+        self.q = nn.Linear(width, inner)
+        self.k, self.v = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.proj = nn.Linear(inner, width, bias=False)
         self.norm = nn.BatchNorm1d(width, affine=False)
         self.classify = nn.Linear(width, classes)
-        for weight in (self.key, self.value, self.proj.weight):
-            nn.init.trunc_normal_(weight, std=0.02)
-        nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.bias)
+        for layer, std in ((self.q, 0.02), (self.k, 0.02), (self.v, 0.02), (self.proj, 0.02), (self.classify, 0.01)):
+            nn.init.trunc_normal_(layer.weight, std=std)
+        for bias in (self.q.bias, self.classify.bias):
+            nn.init.zeros_(bias)
 
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B K"]:
         """Logits."""
         x = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
-        looked_for = torch.einsum("he,hed->dh", self.query, self.key) / math.sqrt(self.query.shape[1])
-        attention = (x @ looked_for).softmax(1)
-        found = torch.einsum("hed,bhd->bhe", self.value, attention.transpose(1, 2) @ x)
-        return self.classify(self.norm(self.proj(found.flatten(1))))
+        q = self.q(self.norm_q(self.query)).unflatten(0, (self.num_heads, -1))
+        key, value = (layer.weight.unflatten(0, (self.num_heads, -1)) for layer in (self.k, self.v))  # (H, E, D)
+        looked_for = torch.einsum("he,hed->dh", q, key) * self.scale_k[:, None] / math.sqrt(q.shape[1])
+        found = (x @ looked_for).softmax(1).transpose(1, 2) @ x * self.scale_v
+        return self.classify(self.norm(self.proj(torch.einsum("hed,bhd->bhe", value, found).flatten(1))))

@@ -1,10 +1,11 @@
-"""Frozen features: full image, eval mode, no gradient: the same for fitting and for testing."""
+"""Frozen features: full image, eval mode, no gradient: the same for fitting and for testing, bit for bit."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from mimkit.data.source import Source
 from mimkit.data.views import views
 from mimkit.types import Encoder, Features, Images
 
-BATCH = 250
+BATCH = 50  # images that the encoder takes at once, always: with another number the last bits may differ
 Kind = Literal["mean", "cls", "layers", "tokens"]
 
 
@@ -32,31 +33,36 @@ def pooled_features(
     return torch.cat(parts), np.concatenate(read)
 
 
-@torch.no_grad()
 def extract(
-    encoder: Encoder,
-    source: Source,
-    indices: np.ndarray,
-    kind: Kind,
-    stop: Callable[[], bool] = lambda: False,
-    batch: int = BATCH,
+    encoder: Encoder, source: Source, indices: np.ndarray, kind: Kind, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Batch by batch, which of `indices` could be read, and their features of that kind, float32 on the CPU.
 
     Raises Interrupted once `stop()` says so.
     """
+    bad: dict[int, str] = {}
+    for part in np.split(indices, range(BATCH, len(indices), BATCH)):
+        if stop():
+            raise Interrupted
+        images = views(source, encoder.image_size, encoder.in_chans, part, bad)
+        good = np.array([index not in bad for index in part])
+        yield part[good], encode_alike(encoder, images, kind)[torch.from_numpy(good)].cpu()
+
+
+@torch.no_grad()
+def encode_alike(encoder: Encoder, images: Images, kind: Kind) -> Tensor:
+    """As `encode`, float32 on the encoder's device, in eval mode: an image's bits do not depend on how many there are.
+
+    The images are encoded in batches of BATCH, the last one filled up with black ones.
+    """
     training, device = encoder.training, next(encoder.parameters()).device
     encoder.eval()
-    bad: dict[int, str] = {}
     try:
-        for part in np.split(indices, range(batch, len(indices), batch)):
-            if stop():
-                raise Interrupted
-            images = views(source, encoder.image_size, encoder.in_chans, part, bad)
-            good = np.array([index not in bad for index in part])
-            yield part[good], encode(encoder, images[torch.from_numpy(good)].to(device), kind).float().cpu()
+        filled = F.pad(images, (0, 0, 0, 0, 0, 0, 0, -len(images) % BATCH))
+        parts = [encode(encoder, part.to(device), kind).float() for part in filled.split(BATCH)]
     finally:
         encoder.train(training)
+    return torch.cat(parts)[: len(images)]
 
 
 def encode(encoder: Encoder, images: Images, kind: Kind) -> Tensor:

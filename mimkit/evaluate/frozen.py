@@ -67,16 +67,25 @@ class Frozen:
         """Where the encoder is, and where the probes work."""
         return next(self.encoder.parameters()).device
 
+    @property
+    def classes(self) -> int:
+        """How many classes there are: the labels are smaller."""
+        labels = self.sources["train"].labels
+        assert labels is not None
+        return int(labels.max()) + 1
+
     def labelled(self, split: Split, kind: Kind) -> Labelled:
         """Features of all readable images of a split.
 
         Raises UserError where no image can be read, where features are not finite, and where they cannot be kept.
         """
-        source = self.sources[split]
-        of = {"of": self.of[split], "split": split, "kind": kind}
-        features, read = cached(self.folder, of, len(source), lambda: self._all(split, kind))
-        self.unreadable[split] = len(source) - len(read)
-        return Labelled(features, _labels(source, read))
+        features, read = self._kept(split, kind)
+        return Labelled(features, labels_of(self.sources[split], read))
+
+    def readable(self, split: Split) -> Source:
+        """The images of a split that can be read: all are encoded once to find out. Raises UserError as `labelled`."""
+        source, (_, read) = self.sources[split], self._kept(split, self.pool)
+        return source if len(read) == len(source) else source.subset(read)
 
     def token_batches(self, split: Split, size: int, order: torch.Generator | None = None) -> Iterator[Labelled]:
         """Token sequences (n, N, D) of a split in batches of up to `size` images, in a random order if `order` draws one.
@@ -92,9 +101,18 @@ class Frozen:
             return
         self.unreadable[split] = 0
         for rows in _batches(len(source), size, order):
-            read, features = next(self._extract(split, "tokens", rows.numpy(), size))
-            self.unreadable[split] += len(rows) - len(read)
-            yield Labelled(features, _labels(source, read))
+            read, tokens = zip(*self._extract(split, "tokens", rows.numpy()), strict=True)
+            readable = np.concatenate(read)
+            self.unreadable[split] += len(rows) - len(readable)
+            yield Labelled(torch.cat(tokens), labels_of(source, readable))
+
+    def _kept(self, split: Split, kind: Kind) -> tuple[Tensor, np.ndarray]:
+        """Features of a split from its file, and which images they are of."""
+        count = len(self.sources[split])
+        of = {"of": self.of[split], "split": split, "kind": kind}
+        features, read = cached(self.folder, of, count, lambda: self._all(split, kind))
+        self.unreadable[split] = count - len(read)
+        return features, read
 
     def _bytes_of_tokens(self, source: Source) -> int:
         encoder = self.encoder
@@ -106,15 +124,15 @@ class Frozen:
         """Features of all images of a split, with a word on how far it is."""
         count, any_read = len(self.sources[split]), False
         with Progress(f"features of {split} images", count) as progress:
-            for read, features in self._extract(split, kind, np.arange(count), BATCH):
+            for read, features in self._extract(split, kind, np.arange(count)):
                 yield read, features
                 any_read |= len(read) > 0
                 progress.advance(BATCH)
         if not any_read:
             raise UserError(f"none of the {count} {split} images of {self.sources[split].name} can be read")
 
-    def _extract(self, split: Split, kind: Kind, indices: np.ndarray, batch: int) -> Parts:
-        for read, features in extract(self.encoder, self.sources[split], indices, kind, batch=batch):
+    def _extract(self, split: Split, kind: Kind, indices: np.ndarray) -> Parts:
+        for read, features in extract(self.encoder, self.sources[split], indices, kind):
             if not torch.isfinite(features).all():
                 raise UserError("the encoder's features are not finite: its training diverged, or its file is damaged")
             yield read, features
@@ -125,6 +143,7 @@ def _batches(count: int, size: int, order: torch.Generator | None) -> tuple[Tens
     return (torch.arange(count) if order is None else torch.randperm(count, generator=order)).split(size)
 
 
-def _labels(source: Source, indices: np.ndarray) -> Int[Tensor, " N"]:
+def labels_of(source: Source, indices: np.ndarray) -> Int[Tensor, " N"]:
+    """Labels of the images at `indices` of a labelled source."""
     assert source.labels is not None
     return torch.from_numpy(source.labels[indices])

@@ -9,22 +9,33 @@ from mimkit import overrides, registry, schema, strict_yaml
 from mimkit.data.kinds import kind_of
 from mimkit.errors import UserError, nearest
 from mimkit.evaluate.attentive import Attentive
+from mimkit.evaluate.attentive_sgd import AttentiveSgd
+from mimkit.evaluate.finetune.probe import Finetune
 from mimkit.evaluate.frozen import Frozen, Pool, Score
 from mimkit.evaluate.knn import Knn
 from mimkit.evaluate.layers import Layers
 from mimkit.evaluate.linear import Linear
+from mimkit.evaluate.linear_lars import LinearLars
 from mimkit.recipe import Choice
 from mimkit.settings import BatchSettings
 
 Probe = Callable[[Frozen], Score]
-PROBES: dict[str, Callable[..., Probe]] = {"knn": Knn, "linear": Linear, "layers": Layers, "attentive": Attentive}
+PROBES: dict[str, Callable[..., Probe]] = {
+    "knn": Knn,
+    "linear": Linear,
+    "linear_lars": LinearLars,
+    "layers": Layers,
+    "attentive": Attentive,
+    "attentive_sgd": AttentiveSgd,
+    "finetune": Finetune,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
     """What stands for an image, and where the work is done.
 
-    pool: what knn and linear see of an image: the mean of its patch tokens, or its class token.
+    pool: what knn, linear and linear_lars see of an image: the mean of its patch tokens, or its class token.
     device: auto is a GPU where there is one.
     cache: folder that keeps the features; null is features/ beside the weights.
     """
