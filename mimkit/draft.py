@@ -11,7 +11,9 @@ from mimkit.errors import UserError, nearest
 from mimkit.geometry import grid_of
 from mimkit.overrides import MAIN, OBJECTIVE_ROLES
 from mimkit.recipe import Choice, ObjectiveChoice, Recipe, lists
+from mimkit.runs import newest_finished
 from mimkit.settings import BatchSettings, OptimSettings, ProbeSettings, TrainSettings
+from mimkit.stage import stages
 
 KEYS = (
     "method", "image_size", "encoder", "mask", "head", "target", "normalizer", "loss", "objectives",
@@ -32,18 +34,22 @@ def draft(source: str | Path | Mapping[str, Any], given: Sequence[str] = ()) -> 
 
     Raises UserError with one line per mistake.
     """
-    if isinstance(source, Mapping):
-        tree, places = strict_yaml.read(strict_yaml.dump(lists(dict(source))), "recipe")
-        places = dict.fromkeys(places, "recipe")
-    else:
-        path = _path(source)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"recipe {path} cannot be read: {error}") from error
-        tree, places = strict_yaml.read(text, str(path))
+    tree, places = read(source)
     overrides.apply(tree, places, given)
     return Draft(tree, places)
+
+
+def read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[strict_yaml.Path, str]]:
+    """What a recipe says, unchecked, and where each part of it stands. Raises UserError where there is no such recipe."""
+    if isinstance(source, Mapping):
+        tree, places = strict_yaml.read(strict_yaml.dump(lists(dict(source))), "recipe")
+        return tree, dict.fromkeys(places, "recipe")
+    path = _path(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} cannot be read: {error}") from error
+    return strict_yaml.read(text, str(path))
 
 
 def shipped() -> dict[str, Path]:
@@ -88,8 +94,25 @@ class Draft:
         self.consistency(self.sections)
         self.stop_if_wrong()
 
+    def stages(self) -> dict[strict_yaml.Path, str]:
+        """Where a target asks for a run of another recipe (`checkpoint: recipe:vqkd`), and that recipe's name."""
+        return stages(self.tree, self.objective_paths().values())
+
+    def name_runs(self) -> None:
+        """Put the newest finished run of a recipe in place of `recipe:NAME`."""
+        for path, name in self.stages().items():
+            run = newest_finished(str(read(name)[0].get("method")))
+            if run is None:
+                self.problems.append(
+                    f"{self.place(path)}: no finished run of {name} in runs/: `mimkit train {name}` first, or "
+                    f"{'.'.join(path)}=RUN"
+                )
+            else:
+                overrides.section(self.tree, path[:-1])[path[-1]] = str(run)
+
     def recipe(self) -> Recipe:
         """The recipe, its components' options checked against their signatures."""
+        self.name_runs()
         parts: dict[str, Any] = {
             "data": self.source(),
             "encoder": self.choice("encoder", ("encoder",)),

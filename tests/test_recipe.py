@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import mimkit
-from mimkit.draft import load_recipe, shipped
+from mimkit.draft import draft, load_recipe, shipped
 from mimkit.errors import UserError
 from mimkit.overrides import sweep
 
@@ -19,7 +19,8 @@ def message(tiny: dict[str, Any], *overrides: str) -> str:
 
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_recipe_survives_the_round_trip(name: str) -> None:
-    recipe = load_recipe(name, ["data=shapes"])
+    runs = [f"{'.'.join(path)}=RUN" for path in draft(name).stages()]
+    recipe = load_recipe(name, ["data=shapes", *runs])
     assert load_recipe(_as_dict(recipe.to_yaml())) == recipe
 
 

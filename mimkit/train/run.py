@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mimkit
+from mimkit import runs
 from mimkit.disk import read_json_lines, write_text
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
@@ -28,11 +29,11 @@ def choose_folder(out: Path | None, method: str, resume: bool) -> Path:
     Raises UserError where a run would be overwritten, or none is there to resume.
     """
     if out is None:
-        taken = sorted(int(n) for p in Path("runs").glob(f"{method}-*") if (n := p.name.rpartition("-")[2]).isdigit())
+        taken = runs.numbers(method)
         if resume and not taken:
             raise UserError(f"--resume: no run runs/{method}-N to resume; name one with --out")
         number = (taken[-1] if resume else taken[-1] + 1) if taken else 1
-        out = Path("runs") / f"{method}-{number}"
+        out = runs.folder(method, number)
     exists = (out / "recipe.yaml").is_file()
     if resume and not exists:
         raise UserError(f"--resume: {out} holds no run (no recipe.yaml in it)")

@@ -1,0 +1,75 @@
+"""What a recipe costs: floating point operations of a training step, counted while one is done; its parameters."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mimkit.model import Model, Objective
+from mimkit.quick import ONEDNN
+from mimkit.teachers.teacher import Teacher
+
+COUNTED = 4  # images in the step that is counted
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a model.
+
+    step: operations of a training step per image, forward with the target and backward; 2 for a multiply-add.
+    target: those of the target in it.
+    parameters: of the encoder and the heads, not of the target. encoder_parameters: of the encoder.
+    taught: whether the target is a frozen network that gives features.
+    """
+
+    step: float
+    target: float
+    parameters: int
+    encoder_parameters: int
+    taught: bool
+
+
+def cost_of(model: Model) -> Cost:
+    """Count the operations of a step of a few random images; all products of matrices count, nothing else does.
+
+    Attention is computed the long way meanwhile, so that the figure is the method's and not that of a fused kernel,
+    which computes parts of it twice. A target's cache counts as empty.
+    """
+    encoder, objectives = model.encoder, cast(list[Objective], list(model.objectives.values()))
+    generator = torch.Generator().manual_seed(0)
+
+    def images() -> Tensor:
+        shape = (COUNTED, encoder.in_chans, *encoder.image_size)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        with _counter() as of_targets:
+            views = {"image": images()}
+            for objective in objectives:
+                objective.wanted(views)
+        with _counter() as of_step:
+            model(images(), generator=generator).loss.backward()
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (encoder, *(o.head for o in objectives))]
+    main = objectives[0].target
+    return Cost(
+        step=of_step.get_total_flops() / COUNTED,
+        target=of_targets.get_total_flops() / COUNTED,
+        parameters=sum(sizes),
+        encoder_parameters=sizes[0],
+        taught=isinstance(main, Teacher) and main.dim is not None,
+    )
+
+
+def _counter() -> FlopCounterMode:
+    return FlopCounterMode(
+        display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _linear} if ONEDNN else None
+    )
+
+
+def _linear(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """Operations of x (…, in) times weight (out, in), which torch's counter does not know when oneDNN does it."""
+    return 2 * prod(x) * weight[0]
