@@ -21,6 +21,7 @@ from mimkit.errors import UserError
 WORKER_TIMEOUT = 300  # seconds without a batch after which a worker counts as hung
 REPLACEMENTS = 32  # samples tried in place of one that cannot be read
 Bad = dict[int, str]
+Change = Callable[[UInt8[Tensor, "B C h w"], np.ndarray], UInt8[Tensor, "B C h w"]]  # of crops, by numbers in [0, 1)
 
 
 class Batches:
@@ -70,7 +71,7 @@ class Batches:
             )
         self.plan = Plan(len(source), batch_size, self.steps_per_epoch, seed, rank, world_size)
         self.crop, self.image_size, self.in_chans = crop or RandomCrop(), image_size, in_chans
-        self.jitter = jitter.ColorJitter(color_jitter) if color_jitter else None
+        self.jitter: Change | None = jitter.ColorJitter(color_jitter) if color_jitter else None
         images = source.as_tensor(in_chans)
         self.images = None if images is None else images.to(self.device)
 
@@ -186,7 +187,7 @@ class DecodedSteps(Dataset[tuple[Tensor | None, Bad]]):
         source: Source,
         plan: Plan,
         crop: RandomCrop,
-        color_jitter: jitter.ColorJitter | None,
+        color_jitter: Change | None,
         size: Size,
         in_chans: int,
         allowed_bad: int,

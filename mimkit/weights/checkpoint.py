@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimkit.disk import fsync, write_text
 from mimkit.errors import UserError
@@ -21,7 +21,7 @@ from mimkit.weight_files import save_tensors
 
 
 def save(
-    folder: Path, step: int, model: Model, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
 ) -> None:
     """Write the checkpoint of `step` under `folder`, then drop all but the `keep` newest. Raises OSError (disk full, …)."""
     final = folder / f"step-{step:08d}"
@@ -29,7 +29,7 @@ def save(
         beside = folder / f".writing-{final.name}"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        save_tensors(beside / "model.safetensors", _contiguous(model.own_state()))
+        save_tensors(beside / "model.safetensors", _contiguous(_own_state(model)))
         save_tensors(beside / "optimizer.safetensors", _contiguous(_optimizer_tensors(model, optimizer)))
         (beside / "state.json").write_text(json.dumps({"step": step, **state}))
         manifest = {path.name: _fingerprint(path) for path in sorted(beside.iterdir())}
@@ -43,7 +43,7 @@ def save(
         shutil.rmtree(old)
 
 
-def restore(folder: Path, model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Load the newest checkpoint whose manifest verifies and give its state; None where there is none.
 
     Damaged checkpoints and unfinished writes are removed on the way. Raises UserError where shapes or names differ.
@@ -68,9 +68,9 @@ def newest(folder: Path) -> Path:
     raise UserError(f"{folder} holds no readable checkpoint")
 
 
-def load_model(path: Path, model: Model) -> None:
+def load_model(path: Path, model: nn.Module) -> None:
     """Load the model's weights from the checkpoint at `path`. Raises UserError where shapes or names differ."""
-    saved, ours = load_file(path / "model.safetensors"), model.own_state()
+    saved, ours = load_file(path / "model.safetensors"), _own_state(model)
     sizes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (saved, ours)]
     differ = sorted(name for name in saved.keys() | ours.keys() if sizes[0].get(name) != sizes[1].get(name))
     if differ:
@@ -78,6 +78,11 @@ def load_model(path: Path, model: Model) -> None:
         more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
         raise UserError(f"checkpoint {path}: '{differ[0]}' is {there} there and {here} in this recipe{more}")
     model.load_state_dict(saved, strict=False)  # what is not there are frozen targets
+
+
+def _own_state(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint must hold: of a `Model` without the targets that stay as they were built."""
+    return model.own_state() if isinstance(model, Model) else model.state_dict()
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -102,7 +107,7 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
-def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Optimizer state under `parameter name|entry`."""
     return {
         f"{name}|{entry}": torch.as_tensor(value)
@@ -111,7 +116,7 @@ def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[s
     }
 
 
-def _load_optimizer(saved: dict[str, Tensor], model: Model, optimizer: torch.optim.Optimizer) -> None:
+def _load_optimizer(saved: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     named = dict(model.named_parameters())
     for key, value in saved.items():
         name, entry = key.rsplit("|", 1)
