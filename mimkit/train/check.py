@@ -1,17 +1,14 @@
 """What `mimkit check` says: does the recipe build, can the data be read, what does a step cost."""
 
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from mimkit.data.survey import survey
 from mimkit.recipe import Recipe
 from mimkit.train.loop import backward, update
-from mimkit.train.memory import keep_large_blocks
+from mimkit.train.memory import keep_large_blocks, peak_memory
 from mimkit.train.session import prepare
 
 TIMED_STEPS = 2  # after a first one, which is slower
@@ -39,13 +36,7 @@ def report(recipe: Recipe) -> Iterator[str]:
         loss = losses["loss"].item()
         rate = TIMED_STEPS * run.batches.batch_size / (time.perf_counter() - began)
         total = run.rate.total_steps * run.batches.batch_size / rate
-        cost = f"{rate:.0f} images/s, {memory(run.device)}"
+        where = "on the GPU" if run.device.type == "cuda" else "of memory"
+        cost = f"{rate:.0f} images/s, {peak_memory(run.device) / 2**30:.1f} GiB {where}"
         yield f"step       batch {run.batches.batch_size} on {run.device}: loss {loss:.4f}, {cost}"
         yield f"run        {run.rate.total_steps} steps, about {total / 60:.0f} minutes without probes"
-
-
-def memory(device: torch.device) -> str:
-    """The most memory that was in use."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on the GPU"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB of memory"

@@ -19,7 +19,7 @@ from mimkit.evaluate.reconstruction import ToImages, reconstruction_scores
 from mimkit.recipe import Recipe
 from mimkit.signals import StopRequest
 from mimkit.train.log import Clock, Progress
-from mimkit.train.memory import keep_large_blocks
+from mimkit.train.memory import keep_large_blocks, peak_memory
 from mimkit.train.run import read_metrics
 from mimkit.train.session import Run, prepare
 from mimkit.weights import checkpoint
@@ -271,6 +271,7 @@ def finish(run: Run, exit_reason: str) -> dict[str, Any]:
         **{name: watched[name] for name in watched if name not in ("step", "epoch", "probe", "seconds")},
         **scored,
         "bad_files": len(run.batches.bad),
+        "peak_memory": peak_memory(run.device),
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "encoder_parameters": sum(p.numel() for p in run.model.encoder.parameters()),
     }
