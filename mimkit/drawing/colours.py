@@ -1,13 +1,21 @@
 """Values as colours: images of any number of channels, features by their principal components, maps of one number."""
 
 from collections.abc import Callable
+from colorsys import hsv_to_rgb
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+Colour = tuple[float, float, float]
 Colours = Float[Tensor, "*places 3"]
 
+# Of classes; far apart, and from black, also to colour-blind readers (in Lab, as those with two kinds of cones see them).
+CLASSES = (
+    *("#56a6fa", "#861857", "#8f9790", "#6233bd", "#eaa0d8", "#158d28"),
+    *("#efe341", "#7c493b", "#df1717", "#ffffff", "#2c458c", "#66dd9f"),
+)
+GOLDEN = 0.618034  # of the circle of hues: steps of this length spread evenly, however many there are
 GREY = 0.5  # of what is hidden or not predicted
 RIGHT, WRONG = (0.13, 0.40, 0.67), (0.94, 0.54, 0.20)  # blue and orange: told apart by colour-blind readers too
 QUANTILES = (0.02, 0.98)  # of a component's values that become 0 and 1
@@ -44,6 +52,15 @@ def fit_components(values: Float[Tensor, "N D"]) -> Callable[[Float[Tensor, "*pl
         return torch.cat([scaled, blank], dim=-1)
 
     return project
+
+
+def class_colours(count: int) -> list[Colour]:
+    """A colour for each of `count` classes, none of them black; from the 13th on hues only keep them apart."""
+    fixed: list[Colour] = [tuple(part / 255 for part in bytes.fromhex(text[1:])) for text in CLASSES]  # type: ignore[misc]
+    return fixed[:count] + [
+        hsv_to_rgb(number * GOLDEN % 1, (0.9, 0.5)[number % 2], (0.95, 0.7, 0.5)[number % 3])
+        for number in range(len(fixed), count)
+    ]
 
 
 def heat(values: Float[Tensor, "B L"], most: Float[Tensor, "B 1"] | float) -> Float[Tensor, "B L 3"]:

@@ -16,6 +16,7 @@ from mimkit.evaluate.knn import Knn
 from mimkit.evaluate.layers import Layers
 from mimkit.evaluate.linear import Linear
 from mimkit.evaluate.linear_lars import LinearLars
+from mimkit.evaluate.segment.probe import Segment
 from mimkit.recipe import Choice
 from mimkit.settings import BatchSettings
 
@@ -28,7 +29,9 @@ PROBES: dict[str, Callable[..., Probe]] = {
     "attentive": Attentive,
     "attentive_sgd": AttentiveSgd,
     "finetune": Finetune,
+    "segment": Segment,
 }
+WITHOUT_LABELS = {"segment"}  # probes that bring images of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +50,11 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class Order:
-    """What was asked for: the settings, the probes by name, and the data."""
+    """What was asked for: the settings, the probes by name, and the labelled images; None where no probe reads them."""
 
     settings: EvalSettings
     probes: dict[str, Probe]
-    data: Choice
+    data: Choice | None
 
 
 def read_order(folder: Path, probes: Sequence[str], given: Sequence[str]) -> Order:
@@ -65,9 +68,10 @@ def read_order(folder: Path, probes: Sequence[str], given: Sequence[str]) -> Ord
             raise UserError(f"--probe: there is no probe '{name}'{nearest(name, PROBES) or ';'} Known: {known}")
         if name in probes[:number]:
             raise UserError(f"--probe: '{name}' is named twice")
-    tree, places = _run_data(folder)
+    labels = not WITHOUT_LABELS.issuperset(probes)
+    tree, places = _run_data(folder) if labels else ({}, {})
     overrides.apply(tree, places, given)
-    if "data" not in tree:
+    if labels and "data" not in tree:
         raise UserError(f"{folder} holds weights without a run's recipe.yaml: name labelled images with data=PATH")
     problems: list[str] = []
 
@@ -96,14 +100,18 @@ def read_order(folder: Path, probes: Sequence[str], given: Sequence[str]) -> Ord
         del own[key]
     settings = checked(EvalSettings, own, "eval", (), also=("data", *PROBES))
     options = {name: checked(PROBES[name], tree.get(name, {}), f"probe '{name}'", (name,)) for name in probes}
-    source = {"name": "shapes", **tree["data"]}
-    name = str(source.pop("name"))
-    facts = registry.ROLES["data"].facts | (set() if name in registry.names("data") else {"path"})
-    images = checked(registry.find("data", kind_of(name)), source, f"data '{name}'", ("data",), facts)
+    data: Choice | None = None
+    if labels:
+        source = {"name": "shapes", **tree["data"]}
+        name = str(source.pop("name"))
+        facts = registry.ROLES["data"].facts | (set() if name in registry.names("data") else {"path"})
+        images = checked(registry.find("data", kind_of(name)), source, f"data '{name}'", ("data",), facts)
+        data = Choice(name, images)
+    elif "data" in tree:
+        problems.append(f"{place('data')}: {probes[0]} reads no labelled images; it takes {probes[0]}.data=FOLDER")
     if problems:
         raise UserError("\n".join(problems))
-    probes_made = {name: PROBES[name](**values) for name, values in options.items()}
-    return Order(EvalSettings(**settings), probes_made, Choice(name, images))
+    return Order(EvalSettings(**settings), {name: PROBES[name](**values) for name, values in options.items()}, data)
 
 
 def _run_data(folder: Path) -> tuple[dict[str, Any], dict[strict_yaml.Path, str]]:

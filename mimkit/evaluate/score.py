@@ -12,9 +12,10 @@ import torch
 
 import mimkit
 from mimkit.data.open import open_data
+from mimkit.data.source import Source
 from mimkit.disk import write_text
 from mimkit.errors import UserError
-from mimkit.evaluate.frozen import Frozen
+from mimkit.evaluate.frozen import Frozen, Split
 from mimkit.evaluate.labelled import fingerprint, labelled_sources
 from mimkit.evaluate.options import EvalSettings, read_order
 from mimkit.types import Encoder
@@ -32,17 +33,21 @@ def score(weights: Path, probes: Sequence[str], given: Sequence[str], output: Pa
     order = read_order(file.parent, probes, given)
     encoder = load(file).to(_device(order.settings))
     _check(encoder, order.settings, probes)
-    name, options = order.data.name, order.data.options
-    sources = labelled_sources(open_data(name, options, encoder.image_size, encoder.in_chans))
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    told = {"weights_sha256": sha256, "mimkit": mimkit.__version__, "data": {"name": name, **options}}
-    of = {split: {**told, "images": fingerprint(name, source)} for split, source in sources.items()}
+    told: dict[str, Any] = {"weights_sha256": sha256, "mimkit": mimkit.__version__}
+    sources: dict[Split, Source] = {}
+    of: dict[Split, Any] = {}
+    if order.data is not None:
+        name, options = order.data.name, order.data.options
+        told["data"] = {"name": name, **options}
+        sources = labelled_sources(open_data(name, options, encoder.image_size, encoder.in_chans))
+        of = {split: {**told, "images": fingerprint(name, source)} for split, source in sources.items()}
+        yield f"{weights} on {name}: {len(sources['train'])} training and {len(sources['test'])} test images"
+        yield f"features of full images; {POOLS[order.settings.pool]} for knn and linear; top-1 ± standard error"
     folder = Path(order.settings.cache) if order.settings.cache else file.parent / "features"
     frozen = Frozen(encoder, sources, order.settings.pool, folder, of, file)
     count = {split: len(source) for split, source in sources.items()}
-    yield f"{weights} on {name}: {count['train']} training and {count['test']} test images"
-    yield f"features of full images; {POOLS[frozen.pool]} for knn and linear; top-1 ± standard error"
     found: dict[str, Any] = {}
     for probe, run in order.probes.items():
         began = time.perf_counter()
@@ -55,7 +60,9 @@ def score(weights: Path, probes: Sequence[str], given: Sequence[str], output: Pa
         error = f" ± {found[probe]['standard_error']:.2f}" if result.metric == "top1" else ""
         yield f"{probe:<10} {result.value:6.2f}{error} %   {result.note}"
     yield from (f"{number} {split} images could not be read" for split, number in frozen.unreadable.items() if number)
-    report = {"weights": str(file), **told, "pool": frozen.pool, "images": count, "unreadable": frozen.unreadable}
+    report = {"weights": str(file), **told}
+    if sources:
+        report |= {"pool": frozen.pool, "images": count, "unreadable": frozen.unreadable}
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, json.dumps({**report, "probes": found}, indent=1) + "\n")
     yield f"written to {output}"
