@@ -2,17 +2,18 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from mimkit import registry
-from mimkit.draft import shipped
+from mimkit.draft import shipped, shipped_settings
 from mimkit.errors import UserError, nearest
 
 
 def lines(role: str | None = None) -> Iterator[str]:
-    """Every component of a role, or of all, with its options; then the recipes.
+    """Every component of a role, or of all, with its options; then the recipes and the fine-tuning settings.
 
     Raises UserError for an unknown role.
     """
@@ -24,9 +25,16 @@ def lines(role: str | None = None) -> Iterator[str]:
             yield from _role(each)
     if role in (None, "recipe"):
         yield "RECIPES"
-        for name, path in shipped().items():
-            about = takewhile(lambda line: not line.startswith("# Run:"), path.read_text(encoding="utf-8").splitlines())
-            yield f"  {name:29} {' '.join(line.lstrip('# ') for line in about)}"
+        yield from _files(shipped())
+        yield ""
+        yield "FINE-TUNING SETTINGS"
+        yield from _files(shipped_settings())
+
+
+def _files(paths: Mapping[str, Path]) -> Iterator[str]:
+    for name, path in paths.items():
+        about = takewhile(lambda line: not line.startswith("# Run:"), path.read_text(encoding="utf-8").splitlines())
+        yield f"  {name:29} {' '.join(line.lstrip('# ') for line in about)}"
 
 
 def _role(role: str) -> Iterator[str]:

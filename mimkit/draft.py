@@ -19,6 +19,7 @@ KEYS = (
     "method", "image_size", "encoder", "mask", "head", "target", "normalizer", "loss", "objectives",
     "data", "optim", "train", "probe", "seed",
 )  # fmt: skip
+SETTINGS = "finetune/"  # folder of the files that are no recipes
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], given: Sequence[str] = ()) -> Recipe:
@@ -44,32 +45,22 @@ def read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     if isinstance(source, Mapping):
         tree, places = strict_yaml.read(strict_yaml.dump(lists(dict(source))), "recipe")
         return tree, dict.fromkeys(places, "recipe")
-    path = _path(source)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} cannot be read: {error}") from error
-    return strict_yaml.read(text, str(path))
+    return strict_yaml.read_file(source, shipped(), "recipe")
 
 
 def shipped() -> dict[str, Path]:
     """Names and paths of the recipes that come with mimkit; those of the papers as `imagenet/NAME`."""
+    return {name: path for name, path in _files().items() if not name.startswith(SETTINGS)}
+
+
+def shipped_settings() -> dict[str, Path]:
+    """Names and paths of the authors' settings for fine-tuning, which `mimkit eval --settings` takes."""
+    return {name.removeprefix(SETTINGS): path for name, path in _files().items() if name.startswith(SETTINGS)}
+
+
+def _files() -> dict[str, Path]:
     root = next(found for place in mimkit.__path__ if (found := Path(place) / "recipes").is_dir())
     return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
-
-
-def _path(source: str | Path) -> Path:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise UserError(f"recipe {path}: no such file")
-        return path
-    known = shipped()
-    if str(source) not in known:
-        raise UserError(
-            f"no recipe '{source}'{nearest(str(source), known)} Shipped: {', '.join(known)}; or give a path"
-        )
-    return known[str(source)]
 
 
 class Draft:

@@ -1,11 +1,13 @@
 """YAML without surprises: 1.2 scalars (`1e-4` is a float, `on` a string), no duplicate keys, tags, anchors or aliases."""
 
+import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from mimkit.errors import UserError
+from mimkit.errors import UserError, nearest
 
 Path = tuple[str, ...]
 
@@ -32,6 +34,29 @@ def read(text: str, name: str) -> tuple[dict[str, Any], dict[Path, str]]:
     if not isinstance(values, dict):
         raise UserError(f"{name}: a recipe is a mapping of keys to values")
     return values, places
+
+
+def read_file(
+    source: str | pathlib.Path, known: Mapping[str, pathlib.Path], what: str
+) -> tuple[dict[str, Any], dict[Path, str]]:
+    """The mapping in a YAML file, given by its path or as one of the `known` names, and where each part of it stands.
+
+    what: names the file in messages. Raises UserError where there is none, and where it is no plain YAML.
+    """
+    path = pathlib.Path(source)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        if str(source) not in known:
+            raise UserError(
+                f"no {what} '{source}'{nearest(str(source), known)} Shipped: {', '.join(known)}; or give a path"
+            )
+        path = known[str(source)]
+    if not path.is_file():
+        raise UserError(f"{what} {path}: no such file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {path} cannot be read: {error}") from error
+    return read(text, str(path))
 
 
 def scalar(text: str) -> Any:
