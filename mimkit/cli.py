@@ -87,24 +87,35 @@ def evaluate(
     options: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options, such as data=./photos or pool=cls.")
     ] = None,
-    probe: Annotated[str, typer.Option(help="One or more of knn,linear,layers,attentive.")] = "knn,linear",
+    probe: Annotated[
+        str, typer.Option(help="One or more of knn,linear,layers,attentive,finetune,segment.")
+    ] = "knn,linear",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The JSON to write; default eval.json beside the weights.")
+    ] = None,
+    settings: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The authors' options for finetune, or a YAML file of options.")
     ] = None,
     plugin: Plugin = None,
 ) -> None:
     """Score a frozen encoder on labelled images: by default those of its run, or data=PATH.
 
     Its features are kept in features/ beside the weights, so that the next probe need not extract them again.
+    The probe finetune trains the encoder: Ctrl-C or SIGTERM saves and leaves with 75, and the same command goes on.
     """
     load_plugins(plugin)
     output = output or (weights if weights.is_dir() else weights.parent) / "eval.json"
     check_writable(output)
 
+    from mimkit.evaluate.finetune.run import Stopped
     from mimkit.evaluate.score import score
 
-    for line in score(weights, probe.split(","), options or (), output):
-        typer.echo(line)
+    try:
+        for line in score(weights, probe.split(","), options or (), output, settings):
+            typer.echo(line)
+    except Stopped as stopped:
+        typer.echo(f"{stopped}, saved; the same command goes on")
+        raise typer.Exit(EXIT_STOPPED) from None
 
 
 @app.command(epilog="Example: mimkit show runs/mae-1 ./photos -o photos.png")

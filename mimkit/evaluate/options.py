@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from mimkit import overrides, registry, schema, strict_yaml
 from mimkit.data.kinds import kind_of
+from mimkit.draft import shipped_settings
 from mimkit.errors import UserError, nearest
 from mimkit.evaluate.attentive import Attentive
 from mimkit.evaluate.attentive_sgd import AttentiveSgd
@@ -57,9 +58,10 @@ class Order:
     data: Choice | None
 
 
-def read_order(folder: Path, probes: Sequence[str], given: Sequence[str]) -> Order:
+def read_order(folder: Path, probes: Sequence[str], given: Sequence[str], settings_file: str | None = None) -> Order:
     """Check the probes' names and all options; the data are those of the run in `folder` unless they are named.
 
+    settings_file: YAML that holds options, its path or the name of one that is shipped; `given` ones go before it.
     Raises UserError with one line per mistake.
     """
     for number, name in enumerate(probes):
@@ -70,6 +72,8 @@ def read_order(folder: Path, probes: Sequence[str], given: Sequence[str]) -> Ord
             raise UserError(f"--probe: '{name}' is named twice")
     labels = not WITHOUT_LABELS.issuperset(probes)
     tree, places = _run_data(folder) if labels else ({}, {})
+    if settings_file is not None:
+        _add_settings(tree, places, settings_file)
     overrides.apply(tree, places, given)
     if labels and "data" not in tree:
         raise UserError(f"{folder} holds weights without a run's recipe.yaml: name labelled images with data=PATH")
@@ -123,3 +127,12 @@ def _run_data(folder: Path) -> tuple[dict[str, Any], dict[strict_yaml.Path, str]
     batches = registry.options(BatchSettings)
     data = {key: value for key, value in tree["data"].items() if key not in batches}  # a run's recipe is complete
     return {"data": data}, {path: place for path, place in places.items() if path[:1] == ("data",)}
+
+
+def _add_settings(tree: dict[str, Any], places: dict[strict_yaml.Path, str], source: str) -> None:
+    """Put what a file of settings says in place of what is there. Raises UserError where there is no such file."""
+    told, where = strict_yaml.read_file(source, shipped_settings(), "fine-tuning settings")
+    for path in [path for path in places if path[:1] == ("data",) and "data" in told]:
+        del places[path]
+    tree |= told | ({"data": {"name": told["data"]}} if isinstance(told.get("data"), str) else {})
+    places |= where

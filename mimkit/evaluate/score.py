@@ -24,13 +24,16 @@ from mimkit.weights.handover import load, weights_file
 POOLS = {"mean": "mean of the patch tokens", "cls": "class token"}
 
 
-def score(weights: Path, probes: Sequence[str], given: Sequence[str], output: Path) -> Iterator[str]:
+def score(
+    weights: Path, probes: Sequence[str], given: Sequence[str], output: Path, settings: str | None = None
+) -> Iterator[str]:
     """Score the encoder of a run or weights file by probes, with options `key=value`; gives the table line by line.
 
-    output: the JSON that is written at the end. Raises UserError.
+    output: the JSON that is written at the end. settings: a file of options, see `read_order`.
+    Raises UserError, and Stopped where a signal stopped a fine-tuning after saving.
     """
     file = weights_file(weights)
-    order = read_order(file.parent, probes, given)
+    order = read_order(file.parent, probes, given, settings)
     encoder = load(file).to(_device(order.settings))
     _check(encoder, order.settings, probes)
     with file.open("rb") as opened:

@@ -74,7 +74,7 @@ def build_optimizer(model: Classifier, weight_decay: float, layer_decay: float) 
 
     Biases and other one-dimensional parameters, class token and positions do not decay.
     """
-    from timm.optim import param_groups_layer_decay
+    from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 
     # BEiT's and SimMIM's tables of relative positions, one in each block, do decay; Swin's do not.
     exempt = {INNER + name for name in model.encoder.timm_model.no_weight_decay() if not name.startswith("blocks.")}

@@ -74,7 +74,7 @@ class RandAugment:
     """
 
     def __init__(self, policy: str, size: Size, in_chans: int):
-        from timm.data import create_transform
+        from timm.data.transforms_factory import create_transform
 
         if in_chans != 3:
             raise UserError(
@@ -87,7 +87,6 @@ class RandAugment:
                 (3, *size),
                 is_training=True,
                 auto_augment=policy,
-                color_jitter=None,
                 interpolation="bicubic",
                 separate=True,
             )
