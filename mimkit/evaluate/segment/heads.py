@@ -95,5 +95,5 @@ def _convolve(width: int, channels: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
 
 
-def _resized(values: Map, like: Map) -> Map:
+def _resized(values: Map, like: Float[Tensor, "B E y x"]) -> Float[Tensor, "B D y x"]:
     return F.interpolate(values, like.shape[2:], mode="bilinear")
