@@ -86,7 +86,8 @@ class Segment:
         legend = [name if value is None else f"{name} {value:.1f}" for name, value in iou.items()]
         picture = frozen.weights.parent / PICTURE
         samples = predict(network, tested, spread(len(tested), ROWS), shape)
-        draw_masks(*samples, self.ignore, legend, f"{frozen.weights.parent} | {found.miou:.2f} % {note}", picture)
+        caption = f"{frozen.weights.parent} | {found.miou:.2f} % {note}; beside each class its IoU in %"
+        draw_masks(*samples, self.ignore, legend, caption, picture)
         details = {
             "iou": iou,
             "pixel_accuracy": found.pixel_accuracy,
