@@ -10,7 +10,6 @@ from PIL import Image
 from mimkit.compare.report_rows import Row
 from mimkit.data.open import open_data
 from mimkit.draft import load_recipe
-from mimkit.errors import UserError
 from mimkit.evaluate.features import sample_views
 from mimkit.show.features import draw_features
 from mimkit.show.run import draw as draw_run
@@ -53,8 +52,8 @@ def _sheet(run: Path, name: str, alt: str, draw: Callable[[Path, Path], object])
             whole.unlink()
         with Image.open(path) as image:
             size = image.size
-    except (UserError, OSError, RuntimeError) as error:  # whatever the others can be drawn without
-        return Picture(alt, missing=str(error).splitlines()[0])
+    except Exception as error:  # whatever it is, it is not worth the page
+        return Picture(alt, missing=(str(error) or type(error).__name__).splitlines()[0])
     encoded = base64.b64encode(path.read_bytes()).decode("ascii")
     return Picture(alt, f"data:image/webp;base64,{encoded}", size)
 

@@ -161,7 +161,13 @@ def _about(folder: Path, results: Mapping[str, Any]) -> dict[str, str]:
         if data.get(split)
     ]
     processor = f"{environment.get('cpu_count')} CPU cores, {environment.get('threads')} threads"
+    applies = results["settings"].get("applies") or {}
+    given = [
+        f"{text} ({', '.join(applies[text])})" if text in applies else text
+        for text in results["settings"].get("overrides") or []
+    ]
     told = {
+        "Overrides": "; ".join(given),
         "Data": ", ".join([str(data["name"]), *sizes]) if data.get("name") else "",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "Commit": environment.get("commit"),

@@ -8,7 +8,16 @@ from mimkit.compare.findings import LEVEL, Difference, Findings, cheapest, relat
 from mimkit.compare.report_rows import Row
 from mimkit.compare.units import duration, grouped, plain, quantity
 
-PROBES = {"knn": "kNN", "linear": "linear probe", "attentive": "attentive probe", "layers": "best layer"}
+PROBES = {
+    "knn": "kNN",
+    "linear": "linear probe",
+    "linear_lars": "linear probe (LARS)",
+    "layers": "best layer",
+    "attentive": "attentive probe",
+    "attentive_sgd": "attentive probe (SGD)",
+    "finetune": "fine-tuning",
+    "segment": "segmentation",
+}
 METRICS = {"top1": "top-1", "miou": "mIoU"}
 TIMES = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}"
 
@@ -27,15 +36,16 @@ def headline(found: Findings, label: str) -> str:
     best = found.ranking[0]
     if found.lead is None:
         return f"{best.name} reaches {best.scores[found.probe]} % {label}; there is no other recipe to compare it with."
-    lead = f"its lead of {_points(found.lead)} over {found.ranking[1].name} {_verdict(found.lead)}"
+    lead = _lead_clause(found.lead, found.ranking[1].name)
     first = f"{best.name} is best with {best.scores[found.probe]} % {label}"
     return "; ".join([first, lead, *_cost_clause(found)]) + "."
 
 
-def _verdict(lead: Difference) -> str:
+def _lead_clause(lead: Difference, second: str) -> str:
+    words = f"its lead of {_points(lead)} over {second}"
     if lead.p is None:
-        return "may be chance (one seed: cannot tell)"
-    return "is real" if lead.apart else f"may be chance (p = {lead.p:.2f})"
+        return f"one seed cannot tell whether {words} is real"
+    return f"{words} is real" if lead.apart else f"{words} may be chance (p = {lead.p:.2f})"
 
 
 def _points(lead: Difference) -> str:

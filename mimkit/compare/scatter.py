@@ -24,6 +24,7 @@ from mimkit.compare.strips import score_axis
 from mimkit.compare.units import plain
 
 TICKS = 5  # of costs, at most
+NAMED = 9  # points that all bear their names; of more only those on the front do, the others bear their ranks
 Point = tuple[float, float]
 
 
@@ -59,8 +60,10 @@ def draw_costs(rows: Sequence[Row], probe: str, label: str, costs: Mapping[int, 
     for *_, px, py in places:
         labels.keep_free(px, py, 6)
     _draw_references(svg, references, y, labels)
-    for row, _, px, py in sorted(places, key=lambda place: -place[3]):
-        labels.write(svg, shorten(row.name), [(px, py, spot) for spot in BESIDE], "label")
+    best = {score for _, score in front}
+    for rank, (row, score, px, py) in enumerate(sorted(places, key=lambda place: -place[3]), start=1):
+        text = shorten(row.name) if len(places) <= NAMED or score.mean in best else str(rank)
+        labels.write(svg, text, [(px, py, spot) for spot in BESIDE], "label")
     return markup(svg)
 
 
