@@ -121,6 +121,7 @@ def test_the_wheel_ships_targets_and_recipes_and_runs(tmp_path: Path) -> None:
     assert {"mimkit/targets/pixels.py", "mimkit/recipes/mae.yaml", "mimkit/recipes/imagenet/mae_vit_base.yaml"} <= set(
         names
     )
+    assert "mimkit/compare/report.html.jinja" in names
     assert not any(name.startswith(("tests/", "targets/", "recipes/")) for name in names)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import mimkit; assert sys.argv[1] in mimkit.__file__, mimkit.__file__\n"
