@@ -49,6 +49,10 @@ MISTAKES = {
     "embed to another format": ("embed", "run", "images", "-o", "x.docx"),
     "export to the unknown": ("export", "run", "-o", "out", "--to", "tensorflow"),
     "show without a run": ("show", "empty"),
+    "show of another encoder than the run's": ("show", "run", "images", "encoder.depth=3"),
+    "show of two sets of images": ("show", "run", "images", "photos"),
+    "eval of a folder without an encoder": ("eval", "empty", "data=images"),
+    "eval on images without labels": ("eval", "run", "data=images"),
     "no GPU": ("train", "mae", "train.device=cuda"),
     "mask that hides everything": ("train", "mae", "mask.count=64", "--out", "new"),
     "import of a missing file": ("import", "nowhere.pth", "--as", "mae", "-o", "imported"),
@@ -65,6 +69,8 @@ MISTAKES = {
     "head that needs a token for each place": ("train", "simmim", "head=decoder", "mask.feed=all"),
     "cached target under random crops": ("train", "maskdistill", "target.cache=true"),
     "unknown probe": ("eval", "run", "--probe", "knnn"),
+    "segmentation without masks": ("eval", "run", "--probe", "segment"),
+    "segmentation of a folder without masks": ("eval", "run", "--probe", "segment", "segment.data=images"),
     "output file that is a folder": ("embed", "run", "images", "-o", "empty.npz"),
     "output folder that is a file": ("export", "run", "-o", "file.txt", "--to", "timm"),
     "plug-in that raises": ("train", "mae", "--plugin", "raises.py"),
@@ -142,6 +148,8 @@ def test_check_list_show_embed_and_export_work(place: Path) -> None:
     assert "random" in listed and "ratio: float > 0, < 1 = 0.75" in listed and "imagenet/mae_vit_base" in listed
     assert command("show", "run", "images", "-o", "shown.png", cwd=place).returncode == 0
     assert (place / "shown.png").read_bytes()[:4] == b"\x89PNG"
+    done = command("show", "run", "images", "mask.ratio=0.5,0.9", "-o", "masks.png", cwd=place)
+    assert done.returncode == 0 and done.stdout.startswith("masks.png: reconstructions of run"), done.stderr
     for kind in ("npz", "parquet", "csv"):
         done = command("embed", "run", "images", "-o", f"features.{kind}", cwd=place)
         assert done.returncode == 0 and "20 features of width 24" in done.stdout, done.stderr

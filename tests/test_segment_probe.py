@@ -20,13 +20,14 @@ from mimkit.weights.handover import save_encoder
 
 COLOURS = np.array([[20, 30, 200], [200, 40, 30], [30, 200, 60]], dtype=np.uint8)
 VOID = 7
+VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Encoders with random weights, and folders of images whose blocks of colours are the classes."""
     root = tmp_path_factory.mktemp("place")
-    save(root / "vit", "vit", embed_dim=24, depth=2, num_heads=2, patch_size=4)
+    save(root / "vit", "vit", **VIT)
     save(root / "swin", "swin", embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=2, patch_size=4)
     for split, count in (("train", 16), ("val", 2), ("test", 5)):
         paint(root / "scenes", f"{split}/", count, "annotations")
@@ -34,11 +35,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def save(folder: Path, name: str, **options: Any) -> None:
+def save(folder: Path, name: str, std: float = 0.2, **options: Any) -> None:
     torch.manual_seed(3)
     encoder = registry.build("encoder", name, options, {"image_size": (16, 16), "feed": "all"})
     for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        torch.nn.init.normal_(parameter).detach().mul_(std)
     folder.mkdir()
     save_encoder(folder, encoder, name, options)
 
@@ -161,7 +162,7 @@ MISTAKES = {
     "names twice": (("segment.classes=[a,b,a]",), "names a class twice"),
     "crop": (("segment.crop=15",), "segment.crop=15x15 is not a multiple of the patch size 4; the nearest is 16x16"),
     "data": (("data=shapes",), "segment reads no labelled images; it takes segment.data=FOLDER"),
-    "rate": (("segment.lr=1e38", "segment.epochs=3"), "loss is not finite: lower segment.lr"),
+    "diverged": ((), "loss is not finite: lower segment.lr, or the encoder's training diverged"),
 }
 
 
@@ -169,10 +170,12 @@ MISTAKES = {
 def test_a_mistake_is_one_line(place: Path, tmp_path: Path, change: str) -> None:
     broken(tmp_path / "data", change)
     options, told = MISTAKES[change]
+    weights = str(tmp_path / "nan") if change == "diverged" else "vit"
+    if change == "diverged":
+        save(tmp_path / "nan", "vit", std=float("nan"), **VIT)
+    options = ("segment.ignore=7", "segment.size=[24,32]", "segment.epochs=1", *options)
     with pytest.raises(UserError, match=re.escape(told)) as raised:
-        run(
-            place, "segment.ignore=7", "segment.size=[24,32]", "segment.epochs=1", *options, data=str(tmp_path / "data")
-        )
+        run(place, *options, weights=weights, data=str(tmp_path / "data"))
     assert "\n" not in str(raised.value)
 
 

@@ -67,8 +67,7 @@ class Segment:
 
     def __call__(self, frozen: Frozen) -> Score:
         """Mean IoU on the test images; IoU of each class and pixel accuracy are in the details. Writes segment.png."""
-        if frozen.weights is None:
-            raise UserError("--probe segment loads the encoder at another image size: it needs a file of mimkit's")
+        assert frozen.weights is not None
         shape = geometry(frozen.encoder, self.size, self.crop, self.stride)
         fitted, tested, classes = open_masked(Path(self.data), self.ignore, self.classes)
         with torch.random.fork_rng(devices=[]):
