@@ -1,5 +1,6 @@
 """What a model makes of what is hidden, as a picture that says whose mean and variance it uses."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -27,32 +28,68 @@ def draw_reconstructions(model: Model, images: Images, path: Path, seed: int = 0
     each place. Codes: where the most likely code is right.
     """
     found = reconstruct(model, images[:ROWS], seed)
-    columns: Columns = {"original": rgb(found.images)}
-    hidden = _on_pixels(found.mask.hidden[..., None], found)
-    columns["masked: what\nthe encoder sees"] = torch.where(hidden, GREY, columns["original"])
+    columns = _shared_columns(found) | _masked_columns(found)
     if isinstance(found.objective.target, ToImages):
-        columns |= _pixel_columns(found, columns["original"], hidden)
-    elif found.target.is_floating_point():
-        columns |= _feature_columns(found)
-    else:
-        columns |= _code_columns(found)
-    draw_sheet(columns, _caption(model, found), path)
+        columns |= _further_pixel_columns(found)
+    draw_sheet(columns, _caption(model, found, f"mask: {model.recipe.mask.name}, grey is hidden"), path)
 
 
-def _pixel_columns(found: Reconstruction, original: Tensor, hidden: Tensor) -> Columns:
+def draw_side_by_side(models: Iterable[tuple[str, Model]], images: Images, path: Path) -> None:
+    """Write a PNG with a row for each of the first 8 images (B, C, H, W): original, then a block for each titled model.
+
+    models: the same weights under other masks, each mask drawn from its recipe's seed.
+    A block holds what `draw_reconstructions` shows of a mask; of pixels only the prediction pasted into the visible part.
+    """
+    columns: Columns = {}
+    for title, model in models:
+        found = reconstruct(model, images[:ROWS], model.recipe.seed)
+        columns = columns or _shared_columns(found)
+        columns |= {f"{title}\n{name}": tiles for name, tiles in _masked_columns(found).items()}
+    draw_sheet(columns, _caption(model, found, "grey is hidden"), path)
+
+
+def _shared_columns(found: Reconstruction) -> Columns:
+    """What no mask changes."""
+    columns = {"original": rgb(found.images)}
+    if not isinstance(found.objective.target, ToImages) and found.target.is_floating_point():
+        wanted = found.objective.normalized(found.target)
+        colours = fit_components(wanted.flatten(0, 1))
+        columns["target, first 3\nprincipal components"] = _on_pixels(colours(wanted), found)
+    return columns
+
+
+def _masked_columns(found: Reconstruction) -> Columns:
+    """What the encoder sees, and what is predicted from it."""
+    share = 100 * found.mask.hidden.float().mean().item()
+    hidden = _on_pixels(found.mask.hidden[..., None], found)
+    columns = {f"masked, {share:.0f} % hidden:\nwhat the encoder sees": torch.where(hidden, GREY, rgb(found.images))}
+    if isinstance(found.objective.target, ToImages):
+        values, whose = _without_leak(found)
+        return columns | {f"prediction pasted\ninto the visible{whose}": _pasted(found, values)}
+    return columns | (_feature_columns(found) if found.target.is_floating_point() else _code_columns(found))
+
+
+def _further_pixel_columns(found: Reconstruction) -> Columns:
+    """The prediction alone and, where it differs, what it would be with the truth's statistics."""
+    values, whose = _without_leak(found)
     predicted = _on_pixels(found.mask.predicted[..., None], found)
+    columns = {f"prediction alone{whose}": torch.where(predicted, rgb(found.pixels(values)), GREY)}
+    if found.per_place:
+        true = "prediction pasted\ninto the visible,\nTRUE mean/variance\nof each patch: leaks"
+        columns[true] = _pasted(found, found.from_truth())
+    return columns
 
-    def pasted(values: Tensor, whose: str) -> Columns:
-        return {f"prediction pasted\ninto the visible{whose}": torch.where(hidden, rgb(found.pixels(values)), original)}
 
-    def alone(values: Tensor, whose: str) -> Columns:
-        return {f"prediction alone{whose}": torch.where(predicted, rgb(found.pixels(values)), GREY)}
-
+def _without_leak(found: Reconstruction) -> tuple[Tensor, str]:
+    """The prediction as pixel values, with nothing of what is hidden, and a word for titles on how."""
     if not found.per_place:
-        return pasted(found.prediction, "") | alone(found.prediction, "")
-    visible, neighbours = found.from_visible(), ",\nmean/variance of the\nvisible neighbours"
-    leak = pasted(found.from_truth(), ",\nTRUE mean/variance\nof each patch: leaks")
-    return pasted(visible, neighbours) | alone(visible, neighbours) | leak
+        return found.prediction, ""
+    return found.from_visible(), ",\nmean/variance of the\nvisible neighbours"
+
+
+def _pasted(found: Reconstruction, values: Tensor) -> Tensor:
+    hidden = _on_pixels(found.mask.hidden[..., None], found)
+    return torch.where(hidden, rgb(found.pixels(values)), rgb(found.images))
 
 
 def _feature_columns(found: Reconstruction) -> Columns:
@@ -65,8 +102,7 @@ def _feature_columns(found: Reconstruction) -> Columns:
     most = loss[predicted].max().item()
     neutral = wanted.new_full((3,), GREY)
     maps = {
-        "target, first 3\nprincipal components": colours(wanted),
-        "prediction,\nsame colours": torch.where(predicted[..., None], colours(prediction), neutral),
+        "prediction, colours\nof the target": torch.where(predicted[..., None], colours(prediction), neutral),
         f"loss of each place,\nblack 0, yellow {most:.3g}": torch.where(
             predicted[..., None], heat(loss, max(most, 1e-12)), neutral
         ),
@@ -86,11 +122,9 @@ def _on_pixels(values: Tensor, found: Reconstruction) -> Tensor:
     return place_pixels(values, found.grid, found.images)
 
 
-def _caption(model: Model, found: Reconstruction) -> str:
-    recipe = model.recipe
-    objective = next(iter(recipe.objectives.values()))
-    hidden = 100 * found.mask.hidden.float().mean().item()
+def _caption(model: Model, found: Reconstruction, mask: str) -> str:
+    objective = next(iter(model.recipe.objectives.values()))
     return (
-        f"{recipe.method} | mask: {recipe.mask.name}, {hidden:.0f} % hidden (grey) | target: {objective.target.name}, "
+        f"{model.recipe.method} | {mask} | target: {objective.target.name}, "
         f"normalizer: {objective.normalizer.name}{shown_channels(found.images.shape[1])}"
     )
