@@ -52,13 +52,13 @@ class Classifier(nn.Module):
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """The layer of each parameter by its name, as timm asks for it: 0 embeds, block l is layer l, the rest the last.
 
-        Raises UserError where timm's model does not tell its layers.
+        Where timm does not tell the layers of its model, all is one layer.
         """
         from timm.models import group_parameters
 
         model: Any = self.encoder.timm_model
         if not hasattr(model, "group_matcher"):
-            raise UserError("finetune.layer_decay: timm does not tell the layers of this model; take layer_decay=1")
+            return lambda name: 0
         layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
         for name in list(layers):
             if name.startswith(("norm.", "head.")):  # of the end: timm counts the norm to the last block
@@ -73,10 +73,17 @@ def build_optimizer(model: Classifier, weight_decay: float, layer_decay: float) 
     """Fused AdamW; each group's `lr_scale` is layer_decay to the power of how many layers lie above.
 
     Biases and other one-dimensional parameters, class token and positions do not decay.
+    Raises UserError where layers are to differ and timm does not tell those of its model.
     """
     from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 
+    inner: Any = model.encoder.timm_model
+    if layer_decay != 1 and not hasattr(inner, "group_matcher"):
+        raise UserError(
+            "finetune.layer_decay: timm does not tell the layers of this model; take finetune.layer_decay=1"
+        )
+    listed = inner.no_weight_decay() if hasattr(inner, "no_weight_decay") else ()
     # BEiT's and SimMIM's tables of relative positions, one in each block, do decay; Swin's do not.
-    exempt = {INNER + name for name in model.encoder.timm_model.no_weight_decay() if not name.startswith("blocks.")}
+    exempt = {INNER + name for name in listed if not name.startswith("blocks.")}
     groups = param_groups_layer_decay(model, weight_decay, exempt, layer_decay=layer_decay)
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)

@@ -51,7 +51,7 @@ class LabelledBatches:
         self.bad = self.batches.bad
         self.steps_per_epoch = self.batches.steps_per_epoch
 
-    def start(self, step: int) -> Iterator[tuple[UInt8[Tensor, "B C H W"], Int[Tensor, " B"]]]:
+    def start(self, step: int = 0) -> Iterator[tuple[UInt8[Tensor, "B C H W"], Int[Tensor, " B"]]]:
         """Images and labels from the global step on. Raises UserError as `Batches.start` does."""
         for number, images in zip(count(step), self.batches.start(step)):
             epoch, samples = self.batches.plan.samples(number)
