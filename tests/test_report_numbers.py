@@ -88,6 +88,9 @@ def test_what_does_not_beat_its_untrained_encoder_is_named() -> None:
         row("other", (1.0, 1.1), encoder="swin"),
     )
     assert find([worse, better, other, floor], "knn").idle == [worse]
+    small, large = ({"encoder": {"name": "vit", "depth": depth}, "image_size": [32, 32]} for depth in (2, 6))
+    rows = [row(name, (20.0, 20.2), recipe=recipe) for name, recipe in (("small", small), ("large", large))]
+    assert find([*rows, row("untrained", (30.0, 30.2), kind="untrained", recipe=large)], "knn").idle == rows[1:]
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -103,6 +106,7 @@ def test_places_on_an_axis() -> None:
     around = Axis.around([10.0, 20.0])
     assert (around.low, around.high) == (pytest.approx(9.4), pytest.approx(20.6))
     assert Axis.around([5.0, 5.0]).low < 5 < Axis.around([5.0, 5.0]).high and Axis.around([0.0]).low < 0
+    assert axis.span(10, 30) == (0, 25) and axis.span(30, 99) == (25, 100)
     assert around.holds(20) and not around.holds(21)
 
 

@@ -65,11 +65,9 @@ def lines(rows: Sequence[Row], found: Findings, axes: Mapping[str, Axis], comput
 
 def references(row: Row, rows: Sequence[Row], probe: str) -> list[Row]:
     """What a row's score is to be seen beside: the untrained encoder like its own, and the teachers."""
+    scored = [other for other in rows if probe in other.scores]
     return [
-        other
-        for other in rows
-        if probe in other.scores
-        and (other.kind == "teacher" or (other.kind == "untrained" and row.encoder in (other.encoder, "")))
+        other for other in scored if other.kind == "teacher" or (other.kind == "untrained" and row.begins_as(other))
     ]
 
 

@@ -47,6 +47,11 @@ class Axis:
         low, high, at = (log10(x) if self.log else x for x in (self.low, self.high, value))
         return 100 * (at - low) / (high - low)
 
+    def span(self, low: float, high: float) -> tuple[float, float]:
+        """The places of an interval's ends, cut at the ends of the axis."""
+        low, high = (min(max(self.place(value), 0.0), 100.0) for value in (low, high))
+        return low, high
+
     def holds(self, value: float) -> bool:
         """Whether a value lies on the axis."""
         return self.low <= value <= self.high

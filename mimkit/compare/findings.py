@@ -85,13 +85,13 @@ def find(rows: Sequence[Row], probe: str) -> Findings:
     ranking = sorted(scored, key=lambda row: -row.scores[probe].mean)
     above = [difference(ranking[0].scores[probe], row.scores[probe]) for row in ranking[1:]]
     rivals = [row for row, found in zip(ranking[1:], above, strict=True) if not found.apart]
-    floors = {row.encoder: row.scores[probe] for row in rows if row.kind == "untrained" and probe in row.scores}
-    idle = [row for row in ranking if row.encoder in floors and not _above(row.scores[probe], floors[row.encoder])]
+    floors = [row for row in rows if row.kind == "untrained" and probe in row.scores]
+    idle = [row for row in ranking if any(row.begins_as(floor) and not _above(row, floor, probe) for floor in floors)]
     return Findings(probe, ranking, above[0] if above else None, rivals, idle)
 
 
-def _above(score: Score, floor: Score) -> bool:
-    found = difference(score, floor)
+def _above(row: Row, floor: Row, probe: str) -> bool:
+    found = difference(row.scores[probe], floor.scores[probe])
     return found.apart and found.points > 0
 
 

@@ -82,6 +82,12 @@ class Row:
         """How many seeds are done."""
         return sum(seed["status"] == "done" for seed in self.seeds)
 
+    def begins_as(self, other: "Row") -> bool:
+        """Whether the two have the same encoder for the same size of image: so they begin with the same weights."""
+        if not (self.recipe and other.recipe):
+            return self.encoder == other.encoder
+        return all(self.recipe.get(key) == other.recipe.get(key) for key in ("encoder", "image_size"))
+
     def metrics(self) -> list[list[dict[str, Any]]]:
         """The lines of metrics.jsonl of each seed that has some."""
         files = [folder / "metrics.jsonl" for folder in self.folders]

@@ -59,7 +59,7 @@ def _cost_clause(found: Findings) -> list[str]:
     if cheap is None:
         return []
     if cheap is best:
-        return ["nothing that may be as good is cheaper"]
+        return ["none that may be as good is cheaper"]
     ratio = relative_cost(best, cheap)
     if ratio is None:
         return []

@@ -52,7 +52,7 @@ def draw_costs(rows: Sequence[Row], probe: str, label: str, costs: Mapping[int, 
     places = [(row, score, x.place(cost), y.place(score.mean)) for row, score, cost in points]
     for row, score, px, _ in places:
         if score.half_width is not None:
-            low, high = (y.place(score.mean + side * score.half_width) for side in (-1, 1))
+            low, high = y.span(score.mean - score.half_width, score.mean + score.half_width)
             upright(node(svg, "g", class_=colour(row.number)), px, "whisker", low, high)
     for row, score, px, py in places:
         mark(svg, row.number, px, py, f"{row.name}: {score} %")

@@ -55,7 +55,7 @@ def draw_strip(row: Row, probe: str, axis: Axis, references: Sequence[Row]) -> M
         )
         return markup(svg)
     if score.half_width is not None:
-        low, high = (axis.place(score.mean + side * score.half_width) for side in (-1, 1))
+        low, high = axis.span(score.mean - score.half_width, score.mean + score.half_width)
         level(group, 50, "whisker" if score.ci95 is not None else "whisker single", low, high)
     for value in score.values if len(score.values) > 1 else ():
         node(at(group, axis.place(value), 50), "path", d="M0-9v18", class_="seed")
