@@ -9,7 +9,7 @@ import typer
 
 from mimkit.errors import UserError
 
-EXIT_MISTAKE, EXIT_STOPPED = 2, 75
+EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 75
 ClickException: Any = typer.BadParameter.__mro__[2]  # whichever click typer carries
 
 app = typer.Typer(
@@ -118,21 +118,72 @@ def evaluate(
         raise typer.Exit(EXIT_STOPPED) from None
 
 
-@app.command(epilog="Example: mimkit show runs/mae-1 ./photos -o photos.png")
+@app.command(epilog="Example: mimkit bench mae simmim maskfeat data=./photos mask.ratio=0.5,0.75 --seeds 3")
+def bench(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE... [KEY=VALUE]...", help="Recipes; overrides for all, or RECIPE:KEY=VALUE for one."
+        ),
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row, with the seeds 0, 1, ….")] = 3,
+    equal: Annotated[str, typer.Option(help="What each run gets as much of: images, seconds or flops.")] = "images",
+    budget: Annotated[
+        float | None, typer.Option(help="How much of it; default: as many images as the first recipe takes.")
+    ] = None,
+    probes: Annotated[str, typer.Option(help="Probes as of mimkit eval; their options are overrides.")] = "knn,linear",
+    out: Annotated[Path, typer.Option(help="The folder of the runs, results.json, results.md, report.html.")] = Path(
+        "bench"
+    ),
+    plugin: Plugin = None,
+) -> None:
+    """Compare recipes: same images in the same order, same budget, same seeds, same probes.
+
+    mask.ratio=0.5,0.75 makes a row for each value. A recipe that fails is a row that says why. Ctrl-C or SIGTERM leaves
+    with 75; the same command goes on, after a kill, too, and trains nothing twice.
+    """
+    load_plugins(plugin)
+    check_writable(out, is_folder=True)
+
+    from mimkit.compare.bench import Request, compare
+    from mimkit.compare.work import Stopped
+
+    try:
+        done = compare(Request(tuple(words), seeds, equal, budget, tuple(probes.split(",")), out, tuple(plugin or ())))
+    except Stopped:
+        typer.echo("stopped; the same command goes on")
+        raise typer.Exit(EXIT_STOPPED) from None
+    if not done:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(epilog="Example: mimkit show runs/mae-1 ./photos mask.ratio=0.5,0.75,0.9 -o ratios.png")
 def show(
     weights: Weights,
-    images: Annotated[str | None, typer.Argument(metavar="[IMAGES]", help="A folder or other data.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGES] [KEY=VALUE]...", help="A folder or other data; other masks for a run's weights, or a seed."
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("show.png"),
     count: Annotated[int, typer.Option("-n", help="How many images.", min=1, max=64)] = 8,
     plugin: Plugin = None,
 ) -> None:
-    """Draw what a run reconstructs, or what an encoder sees (principal components, attention)."""
+    """Draw what a run reconstructs, or what an encoder sees (principal components, attention).
+
+    mask=random,block or mask.ratio=0.5,0.75 draws the masks side by side.
+    """
     load_plugins(plugin)
     check_writable(output)
+    images = [word for word in words or () if "=" not in word]
+    if len(images) > 1:
+        raise UserError(f"show draws one set of images, not {' and '.join(images)}; overrides are key=value")
 
     from mimkit.show.run import draw
 
-    typer.echo(draw(weights, images, output, count))
+    given = [word for word in words or () if "=" in word]
+    typer.echo(draw(weights, images[0] if images else None, output, count, given))
 
 
 @app.command(epilog="Example: mimkit embed runs/mae-1 ./photos -o features.npz")
@@ -215,7 +266,7 @@ def check_writable(path: Path, is_folder: bool = False) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line and leave with 0, 2 (the user's mistake), 75 (stopped after saving) or 1 (a bug)."""
+    """Run the command line and leave with 0, 2 (the user's mistake), 75 (stopped after saving) or 1 (a bug; no row done)."""
     # Threads that wait for each other give the core away soon: else a step on a shared machine can take forty times as long.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is loaded
     try:

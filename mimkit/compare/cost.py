@@ -5,7 +5,7 @@ from math import prod
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,14 +22,15 @@ class Cost:
 
     step: operations of a training step per image, forward with the target and backward; 2 for a multiply-add.
     target: those of the target in it.
-    parameters: of the encoder and the heads, not of the target. encoder_parameters: of the encoder.
-    taught: whether the target is a frozen network that gives features.
+    parameters: of the encoder and the heads. encoder_parameters: of the encoder. target_parameters: of the first target.
+    taught: whether that is a frozen network that gives features.
     """
 
     step: float
     target: float
     parameters: int
     encoder_parameters: int
+    target_parameters: int
     taught: bool
 
 
@@ -53,15 +54,20 @@ def cost_of(model: Model) -> Cost:
                 objective.wanted(views)
         with _counter() as of_step:
             model(images(), generator=generator).loss.backward()
-    sizes = [sum(p.numel() for p in part.parameters()) for part in (encoder, *(o.head for o in objectives))]
     main = objectives[0].target
     return Cost(
         step=of_step.get_total_flops() / COUNTED,
         target=of_targets.get_total_flops() / COUNTED,
-        parameters=sum(sizes),
-        encoder_parameters=sizes[0],
+        parameters=sum(map(size, (encoder, *(objective.head for objective in objectives)))),
+        encoder_parameters=size(encoder),
+        target_parameters=size(main),
         taught=isinstance(main, Teacher) and main.dim is not None,
     )
+
+
+def size(module: nn.Module) -> int:
+    """How many parameters it has."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _counter() -> FlopCounterMode:

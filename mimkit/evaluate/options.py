@@ -33,6 +33,7 @@ PROBES: dict[str, Callable[..., Probe]] = {
     "segment": Segment,
 }
 WITHOUT_LABELS = {"segment"}  # probes that bring images of their own
+OF_ENCODERS = {"layers", "finetune", "segment"}  # probes that need an encoder's blocks or weights, not features alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,13 @@ class EvalSettings:
     pool: what knn, linear and linear_lars see of an image: the mean of its patch tokens, or its class token.
     device: auto is a GPU where there is one.
     cache: folder that keeps the features; null is features/ beside the weights.
+    of: what is scored: the run's encoder, or the frozen network that gave its target (not for layers, finetune, segment).
     """
 
     pool: Pool = "mean"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cache: str | None = None
+    of: Literal["encoder", "target"] = "encoder"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,10 +14,12 @@ import mimkit
 from mimkit.data.open import open_data
 from mimkit.data.source import Source
 from mimkit.disk import write_text
+from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.evaluate.frozen import Frozen, Split
 from mimkit.evaluate.labelled import fingerprint, labelled_sources
-from mimkit.evaluate.options import EvalSettings, read_order
+from mimkit.evaluate.options import OF_ENCODERS, EvalSettings, read_order
+from mimkit.evaluate.target import target_encoder
 from mimkit.types import Encoder
 from mimkit.weights.handover import load, weights_file
 
@@ -27,18 +29,18 @@ POOLS = {"mean": "mean of the patch tokens", "cls": "class token"}
 def score(
     weights: Path, probes: Sequence[str], given: Sequence[str], output: Path, settings: str | None = None
 ) -> Iterator[str]:
-    """Score the encoder of a run or weights file by probes, with options `key=value`; gives the table line by line.
+    """Score the encoder (or the target) of a run or weights file by probes, with options `key=value`; gives the table's lines.
 
     output: the JSON that is written at the end. settings: a file of options, see `read_order`.
     Raises UserError, and Stopped where a signal stopped a fine-tuning after saving.
     """
-    file = weights_file(weights)
-    order = read_order(file.parent, probes, given, settings)
-    encoder = load(file).to(_device(order.settings))
-    _check(encoder, order.settings, probes)
-    with file.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    told: dict[str, Any] = {"weights_sha256": sha256, "mimkit": mimkit.__version__}
+    if not weights.exists():
+        raise UserError(f"{weights}: no such run folder or weights file")
+    home = weights if weights.is_dir() else weights.parent
+    order = read_order(home, probes, given, settings)
+    encoder, file = _subject(weights, home, order.settings.of)
+    _check(encoder.to(_device(order.settings)), order.settings, probes)
+    told: dict[str, Any] = {"weights_sha256": _sha256(encoder, file), "mimkit": mimkit.__version__}
     sources: dict[Split, Source] = {}
     of: dict[Split, Any] = {}
     if order.data is not None:
@@ -48,7 +50,7 @@ def score(
         of = {split: {**told, "images": fingerprint(name, source)} for split, source in sources.items()}
         yield f"{weights} on {name}: {len(sources['train'])} training and {len(sources['test'])} test images"
         yield f"features of full images; {POOLS[order.settings.pool]} for knn and linear; top-1 ± standard error"
-    folder = Path(order.settings.cache) if order.settings.cache else file.parent / "features"
+    folder = Path(order.settings.cache) if order.settings.cache else home / "features"
     frozen = Frozen(encoder, sources, order.settings.pool, folder, of, file)
     count = {split: len(source) for split, source in sources.items()}
     found: dict[str, Any] = {}
@@ -63,12 +65,33 @@ def score(
         error = f" ± {found[probe]['standard_error']:.2f}" if result.metric == "top1" else ""
         yield f"{probe:<10} {result.value:6.2f}{error} %   {result.note}"
     yield from (f"{number} {split} images could not be read" for split, number in frozen.unreadable.items() if number)
-    report = {"weights": str(file), **told}
+    report = {"weights": str(file or weights), "of": order.settings.of, **told}
     if sources:
         report |= {"pool": frozen.pool, "images": count, "unreadable": frozen.unreadable}
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, json.dumps({**report, "probes": found}, indent=1) + "\n")
     yield f"written to {output}"
+
+
+def _subject(weights: Path, home: Path, of: Literal["encoder", "target"]) -> tuple[Encoder, Path | None]:
+    """What is scored, and the file of its weights where it is an encoder of ours. Raises UserError."""
+    if of == "encoder":
+        file = weights_file(weights)
+        return load(file), file
+    if not (home / "recipe.yaml").is_file():
+        raise UserError(f"of=target: {weights} is no run's folder, and only a run has a target")
+    return target_encoder(load_recipe(home / "recipe.yaml")), None
+
+
+def _sha256(encoder: Encoder, file: Path | None) -> str:
+    """Of the weights: of their file, or of all they hold."""
+    if file is None:
+        digest = hashlib.sha256()
+        for name, tensor in encoder.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _device(settings: EvalSettings) -> torch.device:
@@ -81,6 +104,8 @@ def _device(settings: EvalSettings) -> torch.device:
 def _check(encoder: Encoder, settings: EvalSettings, probes: Sequence[str]) -> None:
     """Raise UserError, before any work is done, where the encoder does not give what is asked for."""
     name = type(encoder).__module__.rpartition(".")[2]
+    if settings.of == "target" and (wrong := sorted(OF_ENCODERS.intersection(probes))):
+        raise UserError(f"of=target: {', '.join(wrong)} need an encoder of a run; knn, linear and attentive do not")
     if "layers" in probes and not encoder.num_layers:
         raise UserError(f"--probe layers: encoder '{name}' gives no intermediate layers; vit and beit do")
     device = next(encoder.parameters()).device
