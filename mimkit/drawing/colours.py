@@ -12,8 +12,8 @@ Colours = Float[Tensor, "*places 3"]
 
 # Of classes; far apart, and from black, also to colour-blind readers (in Lab, as those with two kinds of cones see them).
 CLASSES = (
-    *("#56a6fa", "#861857", "#8f9790", "#6233bd", "#eaa0d8", "#158d28"),
-    *("#efe341", "#7c493b", "#df1717", "#ffffff", "#2c458c", "#66dd9f"),
+    *("56a6fa", "861857", "8f9790", "6233bd", "eaa0d8", "158d28"),
+    *("efe341", "7c493b", "df1717", "ffffff", "2c458c", "66dd9f"),
 )
 GOLDEN = 0.618034  # of the circle of hues: steps of this length spread evenly, however many there are
 GREY = 0.5  # of what is hidden or not predicted
@@ -56,7 +56,7 @@ def fit_components(values: Float[Tensor, "N D"]) -> Callable[[Float[Tensor, "*pl
 
 def class_colours(count: int) -> list[Colour]:
     """A colour for each of `count` classes, none of them black; from the 13th on hues only keep them apart."""
-    fixed: list[Colour] = [tuple(part / 255 for part in bytes.fromhex(text[1:])) for text in CLASSES]  # type: ignore[misc]
+    fixed = [(red / 255, green / 255, blue / 255) for red, green, blue in map(bytes.fromhex, CLASSES)]
     return fixed[:count] + [
         hsv_to_rgb(number * GOLDEN % 1, (0.9, 0.5)[number % 2], (0.95, 0.7, 0.5)[number % 3])
         for number in range(len(fixed), count)

@@ -39,27 +39,29 @@ def find_pairs(folder: Path) -> tuple[Pairs, Pairs]:
         raise UserError(f"segment.data={folder}: no such folder")
     images, masks = folder / "images", _first(folder, MASK_FOLDERS)
     if not images.is_dir() or masks is None:
-        missing = f"{' or '.join(f'{name}/' for name in MASK_FOLDERS)}" if images.is_dir() else "images/"
-        raise UserError(f"segment.data={folder} has no folder {missing}; it should hold {LAYOUT}")
+        missing = MASK_FOLDERS if images.is_dir() else ("images",)
+        raise UserError(f"segment.data={folder} has no folder {_either(missing)}; it should hold {LAYOUT}")
     train, test = _first(images, TRAIN_FOLDERS), _first(images, TEST_FOLDERS)
     if train is None and test is None:
         files = _files(images)
-        held = set(files[::HELD_OUT])
-        parts = [("train", [file for file in files if file not in held]), ("held-out", files[::HELD_OUT])]
-        if not parts[0][1]:
+        held_out, rest = files[::HELD_OUT], [file for row, file in enumerate(files) if row % HELD_OUT]
+        if not rest:
             raise UserError(f"{images} holds a single image: there is none to train on")
-        return tuple(_paired(images, masks, name, part) for name, part in parts)  # type: ignore[return-value]
+        return _paired(images, masks, "train", rest), _paired(images, masks, "held-out", held_out)
     if train is None or test is None:
         wanted = TRAIN_FOLDERS if train is None else TEST_FOLDERS
-        raise UserError(f"{images} has no folder {' or '.join(f'{name}/' for name in wanted)} beside the other split")
-    return tuple(  # type: ignore[return-value]
-        _paired(split, masks / split.name, split.name, _files(split)) for split in (train, test)
-    )
+        raise UserError(f"{images} has no folder {_either(wanted)} beside the other split")
+    fitted, tested = (_paired(split, masks / split.name, split.name, _files(split)) for split in (train, test))
+    return fitted, tested
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path | None:
     """The first folder of these names in `folder`."""
     return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(f"{name}/" for name in names)
 
 
 def _files(folder: Path) -> list[str]:
