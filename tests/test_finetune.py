@@ -97,11 +97,11 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StopRequest, "__bool__", lambda self: done["steps"] >= steps)
 
 
-@pytest.mark.parametrize("steps", [3, 7, 20])
+@pytest.mark.parametrize("steps", [0, 3, 7, 20])
 def test_a_cut_fine_tuning_ends_with_the_same_bits(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    """Cut within an epoch, at its end, and within the last one, with all that draws random numbers."""
+    """Cut before the first step, within an epoch, at its end, and within the last one, with all that draws random numbers."""
     whole, cut = (copy(encoder, tmp_path / name) for name in ("whole", "cut"))
     score_whole = tuned(whole, *RICH)["top1"]
     with monkeypatch.context() as patch:

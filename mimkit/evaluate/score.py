@@ -49,7 +49,8 @@ def score(
         sources = labelled_sources(open_data(name, options, encoder.image_size, encoder.in_chans))
         of = {split: {**told, "images": fingerprint(name, source)} for split, source in sources.items()}
         yield f"{weights} on {name}: {len(sources['train'])} training and {len(sources['test'])} test images"
-        yield f"features of full images; {POOLS[order.settings.pool]} for knn and linear; top-1 ± standard error"
+        if order.probes.keys() - {"finetune"}:
+            yield f"features of full images; {POOLS[order.settings.pool]} for knn and linear; top-1 ± standard error"
     folder = Path(order.settings.cache) if order.settings.cache else home / "features"
     frozen = Frozen(encoder, sources, order.settings.pool, folder, of, file)
     count = {split: len(source) for split, source in sources.items()}
