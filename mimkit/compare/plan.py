@@ -47,7 +47,7 @@ class Plan:
     """Sorts a command's words, `RECIPE`, `key=value` and `RECIPE:key=value`, into the variants that they ask for.
 
     variants: one a row. notes: what was changed to make them alike.
-    takers: the recipes that have the option of an override, by its text.
+    takers: the recipes that have the option of an override, by the word that gives it.
     Raises UserError for every mistake in a recipe or an override.
     """
 
@@ -62,7 +62,7 @@ class Plan:
         given = [word for word in words if "=" in word]
         self.general = [text for text in given if ":" not in key_of(text)]
         self.own = [text for text in given if ":" in key_of(text)]
-        self.takers: dict[str, list[str]] = {text: [] for text in self.general}
+        self.takers: dict[str, list[str]] = {text: [] for text in given}
         self.notes: list[str] = []
         self._made = dict[str, Variant]()
         self.variants = [variant for name in tuple(self.sources) for variant in self._variants(name)]
@@ -71,40 +71,40 @@ class Plan:
     @property
     def applies(self) -> dict[str, list[str]]:
         """For each override that some recipe cannot take, the recipes that take it."""
-        return {text: takers for text, takers in self.takers.items() if len(takers) < len(self.sources)}
+        return {text: self.takers[text] for text in self.general if len(self.takers[text]) < len(self.sources)}
 
     def _variants(self, name: str) -> list[Variant]:
         """One for each combination of the swept overrides that concern the recipe."""
         given = self._given(name)
-        found = dict[str, Variant]()
-        for combination in sweep(given):
-            changes = {text: value for text, value in zip(given, combination) if value != text}
-            variant = self._variant(name, {text: changes.get(text, text) for text in given}, tuple(changes))
-            found[variant.name] = variant
-        return list(found.values())
+        swept = [word for word, text in given.items() if is_swept(text)]
+        made = [
+            self._variant(name, dict(zip(given, combination)), swept) for combination in sweep(list(given.values()))
+        ]
+        return list({variant.name: variant for variant in made}.values())
 
     def _stage(self, source: str) -> Variant:
         """The variant of a recipe that another one asks for a run of: with the overrides that are not swept."""
         name = label(source)
         self.sources.setdefault(name, source)
-        return self._variant(name, {text: text for text in self._given(name) if len(sweep([text])) == 1}, ())
+        return self._variant(name, {word: text for word, text in self._given(name).items() if not is_swept(text)}, ())
 
-    def _given(self, name: str) -> list[str]:
-        """The overrides for all, then the recipe's own."""
-        return [*self.general, *(text.partition(":")[2] for text in self.own if text.startswith(f"{name}:"))]
+    def _given(self, name: str) -> dict[str, str]:
+        """The overrides for all, then the recipe's own, by the words that give them."""
+        own = {word: word.partition(":")[2] for word in self.own if word.startswith(f"{name}:")}
+        return {word: word for word in self.general} | own
 
     def _variant(self, name: str, given: Mapping[str, str], swept: Sequence[str]) -> Variant:
         """One variant, on the first recipe's images.
 
-        given: the value of each override, by its text. swept: the texts that stand for several values.
+        given: overrides with one value each, by the words that give them. swept: the words that give several values.
         """
         tree, _ = self._shared(name)
         overrides.apply(tree, {}, list(given.values()))
-        taken = {text: value for text, value in given.items() if has_option(tree, key_of(text))}
-        for text in taken.keys() & self.takers.keys():
-            if name not in self.takers[text]:
-                self.takers[text].append(name)
-        changes = tuple(value for text, value in taken.items() if text in swept)
+        taken = {word: text for word, text in given.items() if has_option(tree, key_of(text))}
+        for word in taken:
+            if name not in self.takers[word]:
+                self.takers[word].append(name)
+        changes = tuple(text for word, text in taken.items() if word in swept)
         full = " ".join([name, *changes])
         if full not in self._made:
             tree, places = self._shared(name)
@@ -146,18 +146,17 @@ class Plan:
 
     def _check(self) -> None:
         """Raise UserError for what no recipe can take, and for what would make the rows unlike."""
-        for text in self.own:
-            if (name := text.partition(":")[0]) not in self.sources:
+        for word, takers in self.takers.items():
+            name, text = word.split(":", 1) if word in self.own else (next(iter(self.sources)), word)
+            if name not in self.sources:
                 here = ", ".join(self.sources)
-                raise UserError(f"override '{text}': no recipe '{name}'{nearest(name, self.sources)} Here are: {here}")
-        for text in (*self.general, *(text.partition(":")[2] for text in self.own)):
+                raise UserError(f"override '{word}': no recipe '{name}'{nearest(name, self.sources)} Here are: {here}")
             if key_of(text) == "seed":
-                raise UserError(f"override '{text}': the seeds of a bench are 0, 1, …; --seeds says how many")
-            if key_of(text) in LENGTHS and len(sweep([text])) > 1:
-                raise UserError(f"override '{text}': all rows have the same budget; see --equal and --budget")
-        for text, takers in self.takers.items():
-            if not takers:  # say so as the first recipe would
-                tree, places = self._shared(next(iter(self.sources)))
+                raise UserError(f"override '{word}': the seeds of a bench are 0, 1, …; --seeds says how many")
+            if key_of(text) in LENGTHS and is_swept(text):
+                raise UserError(f"override '{word}': all rows have the same budget; see --equal and --budget")
+            if not takers:  # say so as the recipe would
+                tree, places = self._shared(name)
                 overrides.apply(tree, places, sweep([text])[0])
                 Draft(tree, places).recipe()
         sources = [variant.draft.source() for variant in self._made.values()]
@@ -168,6 +167,11 @@ class Plan:
 def label(source: str) -> str:
     """What a recipe is called: its name, or its file's."""
     return Path(source).stem if Path(source).suffix in (".yaml", ".yml") else source
+
+
+def is_swept(text: str) -> bool:
+    """Whether an override stands for several values."""
+    return len(sweep([text])) > 1
 
 
 def key_of(text: str) -> str:
