@@ -1,5 +1,7 @@
 """What a recipe costs: floating point operations of a training step, counted while one is done; its parameters."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any, cast
@@ -37,8 +39,8 @@ class Cost:
 def cost_of(model: Model) -> Cost:
     """Count the operations of a step of a few random images; all products of matrices count, nothing else does.
 
-    Attention is computed the long way meanwhile, so that the figure is the method's and not that of a fused kernel,
-    which computes parts of it twice. A target's cache counts as empty.
+    The figure is the method's, whatever kernels compute (those of attention do parts twice). A target's cache counts as
+    empty.
     """
     encoder, objectives = model.encoder, cast(list[Objective], list(model.objectives.values()))
     generator = torch.Generator().manual_seed(0)
@@ -47,7 +49,7 @@ def cost_of(model: Model) -> Cost:
         shape = (COUNTED, encoder.in_chans, *encoder.image_size)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
-    with sdpa_kernel(SDPBackend.MATH):
+    with _plain_attention():
         with _counter() as of_targets:
             views = {"image": images()}
             for objective in objectives:
@@ -68,6 +70,18 @@ def cost_of(model: Model) -> Cost:
 def size(module: nn.Module) -> int:
     """How many parameters it has."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as products of matrices: what fused kernels do, some of them uncounted, is done in steps."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _counter() -> FlopCounterMode:
