@@ -18,7 +18,8 @@ class LinearLars:
     """Batch norm without affine and a linear layer on the pooled features of random crops, trained by LARS.
 
     The rate rises in the first ninth of the epochs (10 of 90) and falls along a half cosine to 0. The batch norm sees
-    the whole batch; with MAE it is each GPU's share of 512.
+    the whole batch; with MAE it is each GPU's share of 512. The rate is made for ImageNet: a step of LARS moves the weights
+    by a share of their norm, and few images make few steps, so they need more epochs or a larger base_lr.
 
     epochs: passes over the training images.
     base_lr: rate per 256 images of a step.
