@@ -14,7 +14,7 @@ from mimkit.train.optim import schedule
 
 
 def options(plan: Plan, name: str, role: str) -> dict[str, Any]:
-    recipe = next(variant for variant in plan.variants if variant.name == name).placed()
+    recipe = next(variant for variant in plan.variants if variant.name == name).placed
     choice = vars(recipe).get(role) or vars(recipe.objectives["main"])[role]
     return dict(choice.options)
 
@@ -32,7 +32,7 @@ def test_a_sweep_is_a_row_for_each_combination() -> None:
     assert plan.variants[4].recipe == "crossmae" and plan.variants[4].changes == ("mask.ratio=0.75", "encoder.depth=2")
     assert options(plan, "mae mask.ratio=0.5", "mask")["ratio"] == 0.5
     assert options(plan, "crossmae mask.ratio=0.75 encoder.depth=2", "encoder")["depth"] == 2
-    assert all(variant.placed().optim.betas == (0.9, 0.99) for variant in plan.variants)
+    assert all(variant.placed.optim.betas == (0.9, 0.99) for variant in plan.variants)
 
 
 def test_an_override_is_for_the_recipes_that_have_the_option() -> None:
@@ -55,14 +55,14 @@ def test_a_stage_takes_what_is_for_all_and_is_shared_with_its_own_row() -> None:
     assert plan.applies == {"target.model=local-dir:clip": ["vqkd"]}
     alone = Plan(["beit2", "target.model=local-dir:clip"])
     assert [v.name for v in alone.variants] == ["beit2"]
-    assert alone.variants[0].stages[("target", "checkpoint")].placed() == tokenizer.placed()
+    assert alone.variants[0].stages[("target", "checkpoint")].placed == tokenizer.placed
 
 
 def test_all_see_the_first_ones_images_and_crops_and_keep_their_batch(tmp_path: Path, tiny: dict[str, Any]) -> None:
     tiny["data"] |= {"batch_size": 4, "crop_scale": [0.9, 1.0], "flip": 0.0}
     (tmp_path / "other.yaml").write_text(strict_yaml.dump(tiny))
     plan = Plan(["mae", str(tmp_path / "other.yaml"), "data.num_images=64"])
-    mae, other = (variant.placed() for variant in plan.variants)
+    mae, other = (variant.placed for variant in plan.variants)
     assert (other.data, other.image_size) == (mae.data, (32, 32)) and mae.data.options["num_images"] == 64
     assert other.batches.crop_scale == (0.5, 1.0) and other.batches.flip == 0.5 and other.batches.batch_size == 4
     assert "other: data.crop_scale=[0.5, 1.0] as in mae; its recipe says [0.9, 1.0]" in plan.notes

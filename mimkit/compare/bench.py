@@ -58,7 +58,7 @@ def compare(request: Request) -> bool:
     """Do what is asked for; gives whether a recipe's row is done. Raises UserError before any work, and Stopped."""
     options = [word for word in request.words if word.partition(".")[0] in PROBES and "=" in word]
     plan = Plan([word for word in request.words if word not in options])
-    first = plan.variants[0].placed()
+    first = plan.variants[0].placed
     order = _order(first, request.probes, options)
     data = open_data(first.data.name, first.data.options, first.image_size, first.encoder.options.get("in_chans", 3))
     if order.data is not None:
@@ -133,14 +133,15 @@ class Bench:
         for row in self.teachers.values():
             self._attempt(row, row.seeds[0])
         self.finished = _now()
-        self.write()
+        self.tell()
+        self.show()
         self.say(f"\n{aligned(self._table())}\nreport: {self.request.out / 'report.html'}")
         return any(row.done for row in self.rows if row.kind == "recipe")
 
     def notes(self) -> list[str]:
         """What must be known to compare the rows."""
         told = list(self.plan.notes)
-        recipes = {row.name: row.variant.placed() for row in self.rows if row.kind == "recipe"}
+        recipes = {row.name: row.variant.placed for row in self.rows if row.kind == "recipe"}
         batches = {name: length.batch_of(recipe, self.runs.images) for name, recipe in recipes.items()}
         if len(set(batches.values())) > 1:
             told.append("batch sizes differ: " + ", ".join(f"{name} {size}" for name, size in batches.items()))
@@ -158,8 +159,8 @@ class Bench:
                     )
         return told
 
-    def write(self) -> None:
-        """Write results.json, and from it the table and the page."""
+    def tell(self) -> None:
+        """Write results.json."""
         request, runs = self.request, self.runs
         count = {"train": len(self.data.train), "test": len(self.data.test) if self.data.test else 0}
         told = {
@@ -182,8 +183,11 @@ class Bench:
             "rows": [row.told() for row in self.rows],
         }
         write_text(request.out / "results.json", json.dumps(told, indent=1))
-        write_text(request.out / "results.md", markdown(self._table()))
-        write_report(request.out)
+
+    def show(self) -> None:
+        """Write the table and the page, from results.json."""
+        write_text(self.request.out / "results.md", markdown(self._table()))
+        write_report(self.request.out)
 
     def _table(self) -> list[list[str]]:
         return table(read_rows(self.request.out, read_results(self.request.out)), self.request.probes)
@@ -191,7 +195,7 @@ class Bench:
     def _attempt(self, row: Row, seed: Seed) -> None:
         """Bring one run of a row to its end; what goes wrong is noted in it."""
         seed.status = "running"
-        self.write()
+        self.tell()
         try:
             with self.runs.teller.job():
                 {"recipe": self._recipe, "untrained": self._untrained, "teacher": self._teacher}[row.kind](row, seed)
@@ -203,7 +207,8 @@ class Bench:
             seed.status = "waiting"
             raise
         finally:
-            self.write()
+            self.tell()
+            self.show()
 
     def _recipe(self, row: Row, seed: Seed) -> None:
         variant, out = row.variant, self.request.out
@@ -249,7 +254,7 @@ class Bench:
         """A row for each distinct encoder. One that cannot be built is told of by its recipe's row."""
         found = dict[str, Row]()
         for row in self.rows:
-            recipe = row.variant.placed()
+            recipe = row.variant.placed
             try:
                 count = size(build_encoder(recipe)[1])
             except UserError:
@@ -265,7 +270,7 @@ class Bench:
 
     def _add_teacher(self, variant: Variant, cost: Cost) -> None:
         """A row for each distinct frozen network that gives a recipe its target."""
-        recipe = variant.placed()
+        recipe = variant.placed
         target = next(iter(recipe.objectives.values())).target
         key = json.dumps([target.name, target.options, recipe.image_size, recipe.encoder.options.get("patch_size")])
         if key not in self.teachers:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Variant:
             section(tree, path[:-1])[path[-1]] = str(run_of(stage))
         return Draft(tree, self.draft.places).recipe()
 
+    @cached_property
     def placed(self) -> Recipe:
         """The recipe where it does not matter where its stages' runs are. Raises UserError."""
         return self.checked(lambda stage: Path(stage.name))
@@ -112,7 +114,7 @@ class Plan:
             draft = Draft(tree, places)
             stages = {path: self._stage(source) for path, source in draft.stages().items()}
             self._made[full] = Variant(full, name, changes, draft, stages)
-            self._made[full].placed()
+            self._made[full].checked(lambda stage: Path(stage.name))
             self._note_views(name, tree, list(taken.values()))
         return self._made[full]
 

@@ -97,13 +97,13 @@ class Runs:
 
         def work() -> Path:
             folder, recipe = self.out / folder_of(name, seed), replace(self.opened(variant, seed), seed=seed)
-            self._claim(folder, recipe, ())
+            encoder = recipe.encoder
+            self._claim(folder, f"{encoder}\n{recipe.image_size}\n{recipe.data}\n{seed}\n")
             if not (folder / NAME).is_file():
                 torch.manual_seed(seed)
-                _, encoder = build_encoder(recipe)
                 folder.mkdir(exist_ok=True)
                 write_text(folder / "recipe.yaml", recipe.to_yaml())
-                save_encoder(folder, encoder, recipe.encoder.name, recipe.encoder.options)
+                save_encoder(folder, build_encoder(recipe)[1], encoder.name, encoder.options)
             return folder
 
         return self._once("untrained", name, seed, work)
@@ -111,7 +111,7 @@ class Runs:
     def teacher(self, name: str, variant: Variant) -> Path:
         """The folder of a variant's target: its recipe alone. Raises Failed."""
         folder, recipe = self.out / folder_of(name, 0), self.opened(variant, 0)
-        self._claim(folder, recipe, ())
+        self._claim(folder, recipe.to_yaml())
         folder.mkdir(exist_ok=True)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         return folder
@@ -127,18 +127,18 @@ class Runs:
             raise Failed(f"{stage.name}, which it needs: {error}") from error
 
     def _train(self, folder: Path, recipe: Recipe, before: Sequence[Path], what: str) -> None:
-        self._claim(folder, recipe, before)
+        self._claim(folder, recipe.to_yaml(), before)
         if is_finished(folder):
             return
         resume = ["--resume"] if (folder / "recipe.yaml").is_file() else []
         with logged(folder) as log, self.teller.unit(what):
             self.worker.run(["train", plan_of(folder), "--out", folder, *resume], log)
 
-    def _claim(self, folder: Path, recipe: Recipe, before: Sequence[Path]) -> None:
-        """Only a run of the same recipe, images, code and stages is gone on with."""
+    def _claim(self, folder: Path, text: str, before: Sequence[Path] = ()) -> None:
+        """Only what was made of the same text, images, code and stages is gone on with."""
         stages = [f"# {path}: {sha256(plan_of(path).read_bytes()).hexdigest()[:12]}" for path in before]
         head = [f"# {self.version}; images {self.fingerprint[:12]}", *stages]
-        claim(folder, "\n".join([*head, recipe.to_yaml()]), self.out / "old")
+        claim(folder, "\n".join([*head, text]), self.out / "old")
 
     def _rate(self, variant: Variant) -> float:
         """Images a second in a run of a few steps."""
