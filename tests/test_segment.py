@@ -226,7 +226,14 @@ def test_only_what_trains_is_trained(painted: MaskedImages, frozen: bool) -> Non
     before = {name: value.clone() for name, value in network.state_dict().items()}
     modes: list[bool] = []
     encoder.register_forward_hook(lambda module, given, out: modes.append(module.training))
-    train(network, Crops(painted, (32, 48), (32, 48), 3, 4, 0), epochs=2, lr=0.01, weight_decay=0.1, ignore=255)
+    train(
+        network,
+        Crops(painted, (32, 48), (32, 48), 3, 4, 0),
+        epochs=2,
+        rates=(0.01, 0.001),
+        weight_decay=0.1,
+        ignore=255,
+    )
     after = network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(modes) is not frozen and {"head.classify.weight", "head.norm.running_mean"} <= changed

@@ -85,7 +85,7 @@ def test_windows_heads_and_fine_tuning_learn_as_well(place: Path) -> None:
     for options in (
         ("segment.crop=16", "segment.stride=[8,16]"),
         ("segment.head=upernet", "segment.channels=8"),
-        ("segment.frozen=false", "segment.lr=0.005"),
+        ("segment.frozen=false", "segment.encoder_lr=0.001"),
     ):
         assert run(place, *LEARN, *options)["miou"] > 60
 

@@ -45,26 +45,29 @@ class Segmenter(nn.Module):
         return F.interpolate(logits, images.shape[2:], mode="bilinear")
 
 
-def train(network: Segmenter, crops: Crops, epochs: int, lr: float, weight_decay: float, ignore: int) -> None:
-    """AdamW on what is trainable; the rate rises for a twentieth of the steps, then falls along a half cosine to 0.
+def train(
+    network: Segmenter, crops: Crops, epochs: int, rates: tuple[float, float], weight_decay: float, ignore: int
+) -> None:
+    """AdamW on what is trainable; the rates rise for a twentieth of the steps, then fall along a half cosine to 0.
 
-    weight_decay: of matrices and kernels; biases, norms and other one-dimensional parameters do not decay.
-    Raises UserError where the loss is not finite in the end.
+    rates: of the head and of the encoder. weight_decay: of matrices and kernels; biases, norms and other
+    one-dimensional parameters do not decay. Raises UserError where the loss is not finite in the end.
     """
     steps = max(1, epochs * len(crops.images) // crops.batch_size)
-    rate = Schedule(lr, 0, WARM_UP * steps, steps)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    share = Schedule(1, 0, WARM_UP * steps, steps)  # of the rates
     groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay * decays, "peak": peak}
+        for part, peak in zip((network.head, network.encoder), rates)
+        for decays in (True, False)
+        if (parameters := [p for p in part.parameters() if p.requires_grad and (p.ndim > 1) is decays])
     ]
-    optimizer = torch.optim.AdamW(groups, lr)
+    optimizer = torch.optim.AdamW(groups)
     network.train()
     with Progress("segmentation, steps", steps) as progress:
         for step in range(steps):
             images, masks = (part.to(network.device) for part in crops.batch(step))
             for group in optimizer.param_groups:
-                group["lr"] = rate(step)
+                group["lr"] = group["peak"] * share(step)
             loss = pixel_loss(network(images), masks, ignore)
             optimizer.zero_grad()
             loss.backward()

@@ -23,7 +23,7 @@ from mimkit.types import Encoder
 from mimkit.weights.handover import load
 
 PICTURE = "segment.png"  # beside the weights
-LR = {True: 1e-3, False: 1e-4}  # by whether the encoder is frozen
+LR = {"linear": 1e-2, "upernet": 1e-3}  # by the head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,8 @@ class Segment:
     stride: of the test's windows; null is two thirds of the crop.
     epochs: passes over the training images.
     batch_size: crops per step.
-    lr: rate after the warm-up; null is 1e-3 for a frozen encoder, else 1e-4.
+    lr: the head's rate after the warm-up; null is 0.01 for linear, 0.001 for upernet.
+    encoder_lr: the encoder's, where it is trained.
     weight_decay: decoupled; for matrices and kernels.
     seed: of the head's first weights and of the crops.
     """
@@ -58,6 +59,7 @@ class Segment:
     epochs: Annotated[int, Gt(0)] = 20
     batch_size: Annotated[int, Gt(1)] = 8
     lr: Annotated[float, Gt(0)] | None = None
+    encoder_lr: Annotated[float, Gt(0)] = 1e-4
     weight_decay: Annotated[float, Ge(0)] = 0.01
     seed: Annotated[int, Ge(0)] = 0
 
@@ -74,7 +76,8 @@ class Segment:
             torch.manual_seed(self.seed)
             network = self.network(load(frozen.weights, shape.crop), len(classes)).to(frozen.device)
             crops = Crops(fitted, shape.size, shape.crop, network.encoder.in_chans, self.batch_size, self.seed)
-            train(network, crops, self.epochs, self.lr or LR[self.frozen], self.weight_decay, self.ignore)
+            rates = (self.lr or LR[self.head], self.encoder_lr)
+            train(network, crops, self.epochs, rates, self.weight_decay, self.ignore)
         found = Confusion(len(classes), self.ignore)
         for rows in np.split(np.arange(len(tested)), range(self.batch_size, len(tested), self.batch_size)):
             _, truth, predicted = predict(network, tested, rows, shape)
