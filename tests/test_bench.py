@@ -109,6 +109,7 @@ def test_rows_stand_in_the_order_of_the_command_then_untrained_then_teachers(ben
     assert bench.results["settings"]["applies"] == {"target.norm=true": ["taught"]}
 
 
+RESULTS = {"format", "mimkit", "command", "started", "finished", "settings", "environment", "data", "notes", "rows"}
 SEED = {
     "seed",
     "folder",
