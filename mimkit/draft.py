@@ -7,10 +7,11 @@ from typing import Any
 import mimkit
 from mimkit import overrides, registry, schema, strict_yaml
 from mimkit.data.kinds import kind_of
+from mimkit.draft_objective import draft_objective
 from mimkit.errors import UserError, nearest
 from mimkit.geometry import grid_of
 from mimkit.overrides import MAIN, OBJECTIVE_ROLES
-from mimkit.recipe import Choice, ObjectiveChoice, Recipe, lists
+from mimkit.recipe import Choice, Recipe, lists
 from mimkit.settings import BatchSettings, OptimSettings, ProbeSettings, TrainSettings
 
 KEYS = (
@@ -94,7 +95,7 @@ class Draft:
             "data": self.source(),
             "encoder": self.choice("encoder", ("encoder",)),
             "mask": self.choice("mask", ("mask",)),
-            "objectives": self.objectives(),
+            "objectives": {name: draft_objective(self, path) for name, path in self.objective_paths().items()},
         }
         self.stop_if_wrong()
         return Recipe(method=self.method, image_size=self.image_size, **self.sections, **parts)
@@ -167,9 +168,6 @@ class Draft:
         self.problems += problems
         return Choice(given["name"], values)
 
-    def objectives(self) -> dict[str, Any]:
-        return {name: self.objective(path) for name, path in self.objective_paths().items()}
-
     def objective_paths(self) -> dict[str, strict_yaml.Path]:
         """Where each objective's roles stand; the one that is written flat stands at the top."""
         more = self.tree.get("objectives") or {}
@@ -180,27 +178,6 @@ class Draft:
             return {}
         paths: dict[str, strict_yaml.Path] = {name: ("objectives", name) for name in more}
         return {MAIN: (), **paths} if any(role in self.tree for role in OBJECTIVE_ROLES) or not more else paths
-
-    def objective(self, path: strict_yaml.Path) -> ObjectiveChoice | None:
-        """Normalizer and loss fall back to the target's own defaults."""
-        section = overrides.section(self.tree, path)
-        if path:
-            for key in section.keys() - {*OBJECTIVE_ROLES, "weight"}:
-                takes = f"It takes: {', '.join(OBJECTIVE_ROLES)}, weight."
-                self.problems.append(f"{self.place((*path, key))}: an objective has no key '{key}'; {takes}")
-        target = self.choice("target", (*path, "target"))
-        head = self.choice("head", (*path, "head"))
-        if target is None or head is None:
-            return None
-        component: Any = registry.find("target", target.name)
-        normalizer = self.choice("normalizer", (*path, "normalizer"), component.normalizer)
-        loss = self.choice("loss", (*path, "loss"), component.loss)
-        weight = section.get("weight", 1.0) if path else 1.0
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            self.problems.append(f"{self.place((*path, 'weight'))}: weight should be a number")
-        if normalizer is None or loss is None:
-            return None
-        return ObjectiveChoice(head, target, normalizer, loss, float(weight))
 
     def section(self, key: str, settings: type) -> Any:
         given = self.tree.get(key) or {}

@@ -47,7 +47,9 @@ ROLES = {
         frozenset({"image_size", "in_chans", "patch_size", "grid", "encoder"}),
     ),
     "normalizer": Role("Normalizer", "mimkit.types", "mimkit.normalizers", "mimkit.normalizers", frozenset()),
-    "loss": Role("Loss", "mimkit.types", "mimkit.losses", "mimkit.losses", frozenset()),
+    "loss": Role(
+        "Loss", "mimkit.types", "mimkit.losses", "mimkit.losses", frozenset({"grid", "patch_size", "in_chans"})
+    ),
     "data": Role(
         "Source", "mimkit.data.source", "mimkit.data.sources", "mimkit.data",
         frozenset({"image_size", "in_chans"}),

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
-from mimkit.types import Encoder, Images, Target
+from mimkit.types import Encoder, Head, Images, Target
 
 
 class EMA(Target):
@@ -56,7 +56,7 @@ class EMA(Target):
         return torch.stack(outputs).mean(0)
 
     @torch.no_grad()
-    def after_step(self, encoder: Encoder, progress: float) -> None:
+    def after_step(self, encoder: Encoder, head: Head, progress: float) -> None:
         """copy = decay · copy + (1 - decay) · encoder, for every parameter and buffer; whole numbers are copied."""
         decay = self.decay + (self.decay_end - self.decay) * progress
         pairs = list(zip(_tensors(self.encoder), _tensors(encoder)))
@@ -66,7 +66,7 @@ class EMA(Target):
             if not copy.is_floating_point():
                 copy.copy_(now)
 
-    def restart(self, encoder: Encoder) -> None:
+    def restart(self, encoder: Encoder, head: Head) -> None:
         """The copy is the encoder as it is."""
         self.encoder.load_state_dict(encoder.state_dict())
 

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mimkit.errors import UserError
-from mimkit.model import Model, Objective
+from mimkit.model import Model
 from mimkit.normalizers import none
+from mimkit.objective import Objective
 from mimkit.types import Images, Mask, Size, as_float
 
 
@@ -94,13 +95,14 @@ def reconstruct(model: Model, images: Images, seed: int = 0) -> Reconstruction:
         images = images.to(device)
         drawn = model(images, generator=torch.Generator().manual_seed(seed)).mask
         mask = Mask.from_hidden(drawn.hidden, drawn.hidden | drawn.predicted, drawn.fed, drawn.grid)
-        predicted = model(images, mask=mask).prediction.float()
+        predicted = model(images, mask=mask).prediction
         objective: Objective = next(iter(model.objectives.values()))  # type: ignore[assignment]
         target = objective.wanted({"image": images}).values
     finally:
         model.train(training)
-    prediction = predicted.new_zeros(*mask.hidden.shape, predicted.shape[-1])
-    prediction[mask.predicted] = predicted.flatten(0, -2)
+    assert predicted is not None and target is not None, "the first objective predicts places"
+    prediction = predicted.new_zeros(*mask.hidden.shape, predicted.shape[-1], dtype=torch.float32)
+    prediction[mask.predicted] = predicted.float().flatten(0, -2)
     target = target.float() if target.is_floating_point() else target
     mask = replace(mask, grid=model.encoder.grid)
     return Reconstruction(as_float(images), mask, prediction, target, objective)

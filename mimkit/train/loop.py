@@ -84,6 +84,7 @@ def fit(run: Run, progress: Progress, stop: StopRequest) -> None:
         for group in run.optimizer.param_groups:
             group["lr"] = run.rate(run.step)
         losses, norm = backward(run, images)
+        run.model.before_step(run.step / run.rate.total_steps)
         update(run, losses["loss"], norm)
         run.step += 1
         run.model.after_step(run.step / run.rate.total_steps)
