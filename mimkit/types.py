@@ -150,7 +150,7 @@ class Encoder(nn.Module):
 
 
 class Masking:
-    """Role: draws what is hidden. `feed`: whether the encoder is fed the visible places only, or all of them."""
+    """Role: draws what is hidden. `feed`: whether the encoder is fed the visible places only, all, or some of the hidden."""
 
     feed: Feed = "visible"
 
