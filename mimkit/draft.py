@@ -1,6 +1,7 @@
 """From strict YAML and overrides to a `Recipe`: every mistake is one line: where it stands, what would be right."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mimkit.errors import UserError, nearest
 from mimkit.geometry import grid_of
 from mimkit.overrides import MAIN, OBJECTIVE_ROLES
 from mimkit.recipe import Choice, Recipe, lists
-from mimkit.settings import BatchSettings, OptimSettings, ProbeSettings, TrainSettings
+from mimkit.settings import BatchSettings, OptimSettings, ProbeSettings, TrainSettings, ViewSettings
 
 KEYS = (
     "method", "image_size", "encoder", "mask", "head", "target", "normalizer", "loss", "objectives",
@@ -195,10 +196,31 @@ class Draft:
     def batches(self) -> BatchSettings | None:
         """The part of `data` that says how images become batches."""
         known = registry.options(BatchSettings)
-        given = {key: value for key, value in self.data_section().items() if key in known}
+        given = {key: value for key, value in self.data_section().items() if key in known and key != "views"}
         values, problems = schema.check(BatchSettings, given, "data", lambda key: self.place(("data", key)))
         self.problems += problems
-        return BatchSettings(**values) if not problems else None
+        views = self.views(self.data_section().get("views"))
+        return BatchSettings(**values | {"views": views}) if not problems else None
+
+    def views(self, given: Any) -> dict[str, ViewSettings] | None:
+        """The further views of each crop."""
+        place = self.place(("data", "views"))
+        if given is None:
+            return None
+        if not isinstance(given, dict) or "image" in given or any(not isinstance(v, dict) for v in given.values()):
+            self.problems.append(f"{place}: data.views are named mappings (not 'image') of image_size, shift, …")
+            return None
+        views = {}
+        for name, options in given.items():
+            values, problems = schema.check(ViewSettings, options, f"view '{name}'", partial(self.view_place, name))
+            self.problems += problems
+            if values.get("shift") and values.get("image_size"):
+                self.problems.append(f"{place}: view '{name}' is shifted, so it has the image's size; drop image_size")
+            views[name] = ViewSettings(**values) if not problems else ViewSettings()
+        return views
+
+    def view_place(self, view: str, key: str) -> str:
+        return self.place(("data", "views", view, key))
 
     def source(self) -> Choice | None:
         """The part of `data` that says where images come from: a source's name or a path, and the source's options."""

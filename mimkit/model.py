@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimkit import registry
@@ -27,6 +28,7 @@ from mimkit.types import (
     Prediction,
     Target,
     Wanted,
+    as_float,
 )
 
 
@@ -50,9 +52,10 @@ class Model(nn.Module):
     ) -> Output:
         """Loss, prediction and target for images (B, C, H, W), uint8 or float in [0, 1].
 
-        mask: instead of a drawn one. views: further views of the images by name. generator: draws the mask (CPU).
+        mask: instead of a drawn one. views: further views of the images by name; those of the recipe that are not given
+        are the images themselves at the views' sizes. generator: draws the mask (CPU).
         """
-        views = {"image": images, **(views or {})}
+        views = self.views(images) | dict(views or {})
         objectives = self._objectives()
         with torch.no_grad():
             wanted = {name: each.wanted(views) for name, each in objectives if each.target.reads == "image"}
@@ -72,6 +75,16 @@ class Model(nn.Module):
             metrics |= {f"{name}.{term}": value for term, value in prediction.metrics.items()}
             shown.append((prediction.values, values))
         return Output(self._total(losses), losses, *shown[0], mask, metrics)
+
+    def views(self, images: Images) -> dict[str, Images]:
+        """The images and what stands for the recipe's further views where only the images are at hand (in pictures, say)."""
+        found: dict[str, Images] = {"image": images}
+        for name, view in (self.recipe.batches.views or {}).items():
+            size = view.size(self.encoder.image_size)
+            found[name] = images
+            if size != images.shape[2:]:
+                found[name] = F.interpolate(as_float(images), size, mode="bicubic", antialias=True).clamp(0, 1)
+        return found
 
     def before_step(self, progress: float) -> None:
         """To be called between the backward pass and the optimizer step: targets that lag one step move."""

@@ -97,7 +97,7 @@ def reconstruct(model: Model, images: Images, seed: int = 0) -> Reconstruction:
         mask = Mask.from_hidden(drawn.hidden, drawn.hidden | drawn.predicted, drawn.fed, drawn.grid)
         predicted = model(images, mask=mask).prediction
         objective: Objective = next(iter(model.objectives.values()))  # type: ignore[assignment]
-        target = objective.wanted({"image": images}).values
+        target = objective.wanted(model.views(images)).values
     finally:
         model.train(training)
     assert predicted is not None and target is not None, "the first objective predicts places"

@@ -3,7 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -79,16 +79,16 @@ def fit(run: Run, progress: Progress, stop: StopRequest) -> None:
         with aside(run, clock):
             probe(run, progress, stop)
         began = time.perf_counter()
-        images = next(stream)
+        views = next(stream)
         clock.wait(time.perf_counter() - began)
         for group in run.optimizer.param_groups:
             group["lr"] = run.rate(run.step)
-        losses, norm = backward(run, images)
+        losses, norm = backward(run, views)
         run.model.before_step(run.step / run.rate.total_steps)
         update(run, losses["loss"], norm)
         run.step += 1
         run.model.after_step(run.step / run.rate.total_steps)
-        clock.images += len(images)
+        clock.images += run.batches.batch_size
         if run.step % run.recipe.train.log_every == 0 or run.done:
             log(run, losses, norm, clock, progress)
         with aside(run, clock):
@@ -104,7 +104,7 @@ def fit(run: Run, progress: Progress, stop: StopRequest) -> None:
             draw(run)
 
 
-def backward(run: Run, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def backward(run: Run, views: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """Gradient of the batch, part by part where memory is short; losses and metrics by name, the gradient's norm; unread.
 
     All randomness of a step depends on (seed, step) alone, so that a resumed run draws the same masks.
@@ -115,9 +115,9 @@ def backward(run: Run, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     half = train.precision == "bf16" or (train.precision == "auto" and run.device.type == "cuda")
     run.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
-    for part in images.chunk(parts):
+    for part in split(views, parts, run.recipe.batches.repeats):
         with torch.autocast(run.device.type, torch.bfloat16) if half else nullcontext():
-            out = run.model(part, generator=generator)
+            out = run.model(part["image"], views=part, generator=generator)
         (out.loss / parts).backward()
         terms = {f"loss_{name}": value for name, value in out.losses.items()} if len(out.losses) > 1 else {}
         more = {name.removeprefix("main."): value for name, value in out.metrics.items()}
@@ -125,6 +125,15 @@ def backward(run: Run, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
             sums[name] = sums.get(name, 0) + value.detach() / parts
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), train.clip_grad or float("inf"))
     return sums, norm
+
+
+def split(views: Mapping[str, Tensor], parts: int, repeats: int) -> Iterator[dict[str, Tensor]]:
+    """The views of a batch in equal parts; all repeats of an image are in the same part."""
+    chunks = {
+        name: list(zip(*(repeat.chunk(parts) for repeat in images.chunk(repeats)))) for name, images in views.items()
+    }
+    for number in range(len(chunks["image"])):
+        yield {name: torch.cat(of[number]) for name, of in chunks.items()}
 
 
 def update(run: Run, loss: Tensor, norm: Tensor) -> None:
