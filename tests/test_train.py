@@ -192,5 +192,5 @@ def test_a_run_draws_batches_as_the_recipe_says(tmp_path: Path, tiny: dict[str, 
     """Every option of the batches arrives: a run whose option is left out would train on other images."""
     tiny["data"] |= {"color_jitter": 0.4, "crop_scale": [0.3, 0.9], "crop_ratio": [0.9, 1.1], "flip": 0.25}
     batches = prepare(load_recipe(tiny), tmp_path / "run", resume=False).batches
-    assert batches.jitter is not None
+    assert batches.looks.color_jitter == 0.4
     assert (batches.crop.scale, batches.crop.ratio, batches.crop.flip) == ((0.3, 0.9), (0.9, 1.1), 0.25)
