@@ -26,6 +26,7 @@ def save_vqkd(folder: Path, **tree: Any) -> str:
     torch.manual_seed(3)
     model = mimkit.build(COMMON | VQKD | tree)
     model.train()(torch.rand(20, model.encoder.in_chans, *model.encoder.image_size))
+    folder.mkdir(exist_ok=True)
     save_tokenizer(folder, model)
     return str(folder)
 
