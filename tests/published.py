@@ -215,6 +215,29 @@ def openmmlab_mae(decoder=40, decoder_depth=3, target=75, prompting=False, **siz
     return shapes | prefixed("neck.", neck)
 
 
+def cmae(decoder=40, decoder_depth=3, hidden=36, dim=12, target=75, **size) -> Shapes:
+    """Names of the code; the copies are files' too."""
+    online = openmmlab_mae(decoder, decoder_depth, target, **size)
+    features = openmmlab_mae(decoder, 2, online["backbone.cls_token"][2], **size)
+    width = online["backbone.cls_token"][2]
+    shapes = {name: shape for name, shape in online.items() if name.startswith("backbone.")}
+    shapes |= {f"target_{name}": shape for name, shape in shapes.items() if not name.startswith("backbone.ln1.")}
+    for theirs, part in ((online, "pixel_decoder"), (features, "feature_decoder")):
+        shapes |= {
+            name.replace("neck.", f"{part}."): shape for name, shape in theirs.items() if name.startswith("neck.")
+        }
+    for name, wide in (("projector", width), ("target_projector", width), ("head.predictor", dim)):
+        shapes |= (
+            layer(f"{name}.fc0", hidden, wide) | {f"{name}.fc1.weight": (dim, hidden)} | norm(f"{name}.bn0", hidden)
+        )
+        shapes |= {
+            f"{name}.bn0.running_mean": (hidden,),
+            f"{name}.bn0.running_var": (hidden,),
+            f"{name}.bn0.num_batches_tracked": (),
+        }
+    return shapes
+
+
 def openmmlab_maskfeat(target=75, **size) -> Shapes:
     shapes = openmmlab_vit(masked=True, **size)
     shapes |= {"target_generator.weight_x": (3, 1, 3, 3), "target_generator.gaussian_kernel": (16, 16)}

@@ -16,8 +16,8 @@ Convert = Callable[[Tensor, Encoder], Tensor]
 class Layout:
     """How one kind of published file names its tensors. Patterns are regular expressions that match a whole name.
 
-    Our names begin with `encoder.` (then the encoder's own, such as `timm_model.norm.weight`) or with `head.` (those of
-    the first objective's head).
+    Our names begin with `encoder.` (then the encoder's own, such as `timm_model.norm.weight`), with `head.` (those of
+    the first objective's head), or with `OBJECTIVE.head.` (those of another one's).
 
     name: for messages and the report.
     has, lacks: names of theirs that tell this kind of file from the others.
