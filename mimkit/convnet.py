@@ -89,9 +89,7 @@ class Stage(nn.Module):
 
     def __init__(self, in_width: int, width: int, blocks: int, attention: bool, style: Style):
         super().__init__()
-        self.block = nn.ModuleList(
-            ResnetBlock(width if number else in_width, width, style) for number in range(blocks)
-        )
+        self.block = nn.ModuleList(ResnetBlock(width if number else in_width, width, style) for number in range(blocks))
         self.attn = nn.ModuleList(AttnBlock(width) for _ in range(blocks if attention else 0))
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None

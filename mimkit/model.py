@@ -55,26 +55,34 @@ class Model(nn.Module):
         mask: instead of a drawn one. views: further views of the images by name; those of the recipe that are not given
         are the images themselves at the views' sizes. generator: draws the mask (CPU).
         """
-        views = self.views(images) | dict(views or {})
+        mask, made, wanted = self.predict(self.views(images) | dict(views or {}), mask, generator)
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        shown: list[tuple[Tensor | None, Tensor | None]] = []  # prediction and target of each objective
+        for name, objective in self._objectives():
+            losses[name], values = objective.score(made[name], wanted[name], mask)
+            losses |= {f"{name}.{term}": value for term, value in made[name].losses.items()}
+            metrics |= {f"{name}.{term}": value for term, value in made[name].metrics.items()}
+            shown.append((made[name].values, values))
+        total, factors = self._total(losses)
+        return Output(total, losses, *shown[0], mask, metrics | factors)
+
+    def predict(
+        self, views: Mapping[str, Images], mask: Mask | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Mask, dict[str, Prediction], dict[str, Wanted]]:
+        """The mask, and what each objective predicts and wants, before anything is compared; all views are given."""
         objectives = self._objectives()
         with torch.no_grad():
             wanted = {name: each.wanted(views) for name, each in objectives if each.target.reads == "image"}
-            mask = self._mask(mask, images, wanted, generator)
+            mask = self._mask(mask, views["image"], wanted, generator)
             wanted |= {name: each.wanted(views, mask) for name, each in objectives if each.target.reads == "mask"}
-        features = self._encode(images, mask, wanted)
-        losses: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
+        features = self._encode(views["image"], mask, wanted)
         made: dict[str, Prediction] = {}
-        shown: list[tuple[Tensor | None, Tensor | None]] = []  # prediction and target of each objective
         for name, objective in objectives:
-            made[name] = prediction = objective.predict(self._of_layers(features, objective.head), mask, made)
+            made[name] = objective.predict(self._of_layers(features, objective.head), mask, made)
             if objective.target.reads == "prediction":
-                wanted[name] = objective.target(prediction)
-            losses[name], values = objective.score(prediction, wanted[name], mask)
-            losses |= {f"{name}.{term}": value for term, value in prediction.losses.items()}
-            metrics |= {f"{name}.{term}": value for term, value in prediction.metrics.items()}
-            shown.append((prediction.values, values))
-        return Output(self._total(losses), losses, *shown[0], mask, metrics)
+                wanted[name] = objective.target(made[name])
+        return mask, made, wanted
 
     def views(self, images: Images) -> dict[str, Images]:
         """The images and what stands for the recipe's further views where only the images are at hand (in pictures, say)."""
@@ -140,8 +148,8 @@ class Model(nn.Module):
         asked = () if head is None else head.layers
         return replace(features, layers=tuple(features.layers[self.layers.index(layer)] for layer in asked))
 
-    def _total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum; the heads' own terms count as they are, adaptive weights are found last."""
+    def _total(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum; the heads' own terms count as they are, adaptive weights are found last and told."""
         objectives = dict(self._objectives())
         plain = [
             objectives[name].weight * x if name in objectives else x
@@ -149,11 +157,13 @@ class Model(nn.Module):
             if name not in objectives or not objectives[name].adaptive
         ]
         total = others = torch.stack(plain).sum()
+        factors: dict[str, Tensor] = {}
         for name, objective in objectives.items():
             if objective.adaptive:
                 factor = adaptive_factor(others, losses[name], self.head_of(objective).last_weight)
                 total = total + objective.weight * factor * losses[name]
-        return total
+                factors[f"{name}.factor"] = factor
+        return total, factors
 
 
 def build(
@@ -182,7 +192,7 @@ def build(
         assert width is not None, choice.target.name
         head = None if choice.head is None else build_head(choice.head, encoder, masking.feed, width)
         normalizer: Normalizer = _make("normalizer", choice.normalizer, {})
-        loss: Loss = _make("loss", choice.loss, facts)
+        loss: Loss = _make("loss", choice.loss, {**facts, "target": target})
         if isinstance(loss, nn.Module):
             loss.requires_grad_(False)  # frozen, or trained in steps of its own
         objectives[name] = Objective(head, target, normalizer, loss, choice.weight, choice.adaptive, choice.prediction)
@@ -202,6 +212,8 @@ def build_head(choice: Choice, encoder: Encoder, feed: Feed, width: int) -> Head
         "num_layers": encoder.num_layers,
         "grid": encoder.grid,
         "out_grid": encoder.out_grid,
+        "patch_size": encoder.patch_size,
+        "in_chans": encoder.in_chans,
         "feed": feed,
         "out_dim": width,
     }

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mimkit import registry, schema
+from mimkit import schema
 from mimkit.errors import UserError
 from mimkit.teachers.published import fixed_seed
 from mimkit.types import Encoder, Features, Images, Mask
@@ -146,16 +146,19 @@ def _build(told: Mapping[str, Any], source: str) -> tuple[Encoder, Any]:
     if version != FORMAT:
         raise UserError(f"{source} has format {version}, this mimkit reads {FORMAT}; update mimkit")
     with fixed_seed(), torch.device("cpu"):
-        encoder: Encoder = _component("encoder", *options["encoder"], {"image_size": image_size, "feed": "all"}, source)
+        given = {"image_size": image_size, "feed": "all"}
+        encoder: Encoder = schema.construct("encoder", *options["encoder"], given, source)
         facts = {
             "encoder_dim": encoder.embed_dim,
             "num_layers": encoder.num_layers,
             "grid": encoder.grid,
             "out_grid": encoder.out_grid,
+            "patch_size": encoder.patch_size,
+            "in_chans": encoder.in_chans,
             "feed": "all",
             "out_dim": out_dim,
         }
-        head = _component("head", *options["head"], facts, source)
+        head = schema.construct("head", *options["head"], facts, source)
     if not isinstance(head, Tokenizer):
         raise UserError(f"{source}: head '{options['head'][0]}' gives no codes; take head=quantizer")
     return encoder, head
@@ -163,11 +166,3 @@ def _build(told: Mapping[str, Any], source: str) -> tuple[Encoder, Any]:
 
 def _damaged(source: str | Path, error: Exception) -> UserError:
     return UserError(f"{source} is damaged ({type(error).__name__}: {str(error)[:200]}); write it anew")
-
-
-def _component(role: str, name: str, given: Mapping[str, Any], facts: Mapping[str, Any], source: str) -> Any:
-    component = registry.find(role, name)
-    values, problems = schema.check(component, given, f"{role} '{name}'", lambda _: source, registry.ROLES[role].facts)
-    if problems:
-        raise UserError(problems[0])
-    return registry.build(role, name, values, facts)

@@ -163,13 +163,17 @@ class Head(nn.Module):
     """Role: predicts the target at the predicted places.
 
     layers: encoder blocks whose outputs it reads, ascending; -1: what enters the first block.
-    last_weight: the weight of its last layer, at which objectives with an adaptive weight compare their gradients.
     reads_coarse: whether it can predict several places from one token (`out_grid` coarser than `grid`).
     """
 
     layers: tuple[int, ...] = ()
-    last_weight: Tensor
     reads_coarse: bool = False
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of its last layer, where adaptive weights compare gradients. Raises UserError where it has told none."""
+        name = type(self).__module__.rpartition(".")[2]
+        raise UserError(f"head '{name}' tells no last layer, which an adaptive weight needs: set adaptive=false")
 
     def forward(self, features: Features, mask: Mask) -> Tensor | Prediction:
         """The prediction at the predicted places, (B, P, D), or (P_total, D) for unequal counts."""
@@ -233,11 +237,9 @@ class Loss:
     One with networks of its own is a torch module besides.
 
     direction_only: whether the length of a prediction does not count (cosine), so that it says nothing.
-    opponent: the network that a loss trains against the head, in steps of its own (`mimkit/adversary.py`), or None.
     """
 
     direction_only: bool = False
-    opponent: nn.Module | None = None
 
     def __call__(
         self, prediction: Float[Tensor, "*places D"], wanted: Float[Tensor, "*places D"] | Int[Tensor, "*places"]
