@@ -2,6 +2,8 @@
 
 from typing import Annotated
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from jaxtyping import Float, Int
@@ -69,3 +71,45 @@ class cross_entropy(Loss):
             prediction.flatten(0, -2), wanted.flatten(), reduction="none", label_smoothing=self.label_smoothing
         )
         return flat.view(wanted.shape)
+
+
+class info_nce(Loss):
+    """Cross-entropy of finding the wanted vector of an image among those of the batch, on all ranks, by their cosines.
+
+    temperature: divides the cosines.
+    scale: factor of the loss; CMAE takes twice the temperature.
+    exclude_self: whether no prediction is its own negative, as in SimCLR, where the wanted vectors are the predictions
+        themselves with the two halves of the batch exchanged (target=twin).
+    """
+
+    direction_only = True
+
+    def __init__(
+        self,
+        *,
+        temperature: Annotated[float, Gt(0)] = 0.2,
+        scale: Annotated[float, Gt(0)] = 1.0,
+        exclude_self: bool = False,
+    ):
+        self.temperature, self.scale, self.exclude_self = temperature, scale, exclude_self
+
+    def __call__(self, prediction: Places, wanted: Places) -> PerPlace:
+        vectors, theirs = (F.normalize(x.flatten(0, -2), dim=-1) for x in (prediction, wanted))
+        theirs, first = _of_all_ranks(theirs)
+        rows = torch.arange(len(vectors), device=vectors.device)
+        with torch.autocast(vectors.device.type, enabled=False):
+            cosines = vectors @ theirs.t()
+        if self.exclude_self:
+            own = (rows + len(rows) // 2) % len(rows) + first
+            cosines = cosines.scatter(1, own[:, None], -torch.inf)
+        found = F.cross_entropy(cosines / self.temperature, rows + first, reduction="none")
+        return self.scale * found.view(wanted.shape[:-1])
+
+
+def _of_all_ranks(rows: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "N D"], int]:
+    """The rows of all ranks, each of which has as many, with their gradients; and the number of the first of our own."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows, 0
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(rows)), dist.get_rank() * len(rows)
