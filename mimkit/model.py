@@ -137,10 +137,10 @@ class Model(nn.Module):
         return mask.to(images.device)
 
     def _encode(self, images: Images, mask: Mask, wanted: Mapping[str, Wanted]) -> Features:
-        """Features of the masked images; an encoder that reads codes is given those that its target has found."""
+        """Features of the masked images; an encoder that reads codes is given those that a target has found by its tokenizer."""
         if not self.encoder.reads_codes:
             return self.encoder(images, mask, self.layers)
-        found = (w.values for w in wanted.values() if w.values is not None and not w.values.is_floating_point())
+        found = (wanted[name].values for name, objective in self._objectives() if objective.target.encoder_codes)
         return self.encoder(images, mask, self.layers, codes=next(found, None))
 
     def _of_layers(self, features: Features, head: Head | None) -> Features:

@@ -68,7 +68,7 @@ class Objective(nn.Module):
         """The loss, and what is wanted at the predicted places, on its scale.
 
         The loss is the mean over all predicted places of the batch (each image as a whole counts as one more), summed
-        over the head's predictions.
+        over the head's predictions. Raises UserError where the head predicts nothing of what is wanted.
         """
         values = wanted.values
         if values is not None:
@@ -78,6 +78,8 @@ class Objective(nn.Module):
             terms = [] if predicted is None or values is None else [self(predicted, values).flatten()]
             if prediction.cls is not None and wanted.cls is not None:
                 terms.append(self(prediction.cls, self.normalized(wanted.cls)).flatten())
+            if not terms:
+                raise UserError("head and target do not meet: one is of single places, the other of the image as a whole")
             total = total + torch.cat(terms).mean()
         return total, values
 

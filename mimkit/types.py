@@ -124,7 +124,7 @@ class Encoder(nn.Module):
     embed_dim: D, of what comes out. num_layers: number of blocks, for heads that read intermediate layers; 0: it gives none.
     in_chans, image_size, patch_size, grid: the geometry; grid = image_size / patch_size, rows first: the places of masks.
     out_grid: rows and columns of the tokens of a full image; fewer than `grid` where the encoder is hierarchical (Swin).
-    reads_codes: whether it reads codes in place of pixels; those that the target has found are then given as `codes`.
+    reads_codes: whether it reads codes in place of pixels; those that a target has found are then given as `codes`.
     """
 
     timm_model: Any
@@ -189,6 +189,7 @@ class Target(nn.Module):
         at the predicted places alone; `prediction`: it is given what its head predicts, and nothing else.
     dim: width of a continuous target. vocab_size: number of codes of a discrete one. One of them is set.
     moving: whether its weights change while a run goes on; only then they are part of the run's checkpoints.
+    encoder_codes: whether its codes are those that the encoder reads, so that the encoder need not find them again.
     """
 
     normalizer: str = "none"
@@ -198,6 +199,7 @@ class Target(nn.Module):
     dim: int | None = None
     vocab_size: int | None = None
     moving: bool = False
+    encoder_codes: bool = False
 
     def train(self, mode: bool = True) -> "Target":
         """Stays in eval mode."""

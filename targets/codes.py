@@ -11,7 +11,7 @@ from mimkit.types import Encoder, Images, Target
 class Codes(Target):
     """Codes (B, L) of the tokenizer inside the encoder, for encoders that read codes (mage)."""
 
-    loss = "cross_entropy"
+    loss, encoder_codes = "cross_entropy", True
 
     def __init__(self, *, encoder: Encoder):
         super().__init__()
