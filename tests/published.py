@@ -114,6 +114,21 @@ def beit2(target=20, aggregation=2, **size) -> Shapes:
     return shapes
 
 
+def cae(codes=20, blocks=4, **size) -> Shapes:
+    encoder = beit(**size, table=False, absolute=True)
+    width = encoder["cls_token"][2]
+    neck = norm("norm", width) | norm("norm2", width) | layer("head", codes, width)
+    for number in range(blocks):
+        name = f"regressor_blocks.{number}"
+        for part in ("norm1_q", "norm1_k", "norm1_v", "norm2_cross"):
+            neck |= norm(f"{name}.{part}", width)
+        neck |= {f"{name}.gamma_{part}_cross": (width,) for part in (1, 2)} | mlp(f"{name}.mlp_cross", width, "fc1", "fc2")
+        neck |= {f"{name}.cross_attn.{part}.weight": (width, width) for part in "qkv"}
+        neck |= {f"{name}.cross_attn.{part}_bias": (width,) for part in "qv"}
+        neck |= layer(f"{name}.cross_attn.proj", width, width) | beit_block(f"decoder_blocks.{number}", width)
+    return prefixed("encoder.", encoder) | prefixed("pretext_neck.", neck) | mask_token(width)
+
+
 def maskdistill(target=20, **size) -> Shapes:
     shapes = prefixed("student.", beit(**size) | mask_token(**size))
     return prefixed("module.", shapes | layer("distill_head", target, shapes["student.cls_token"][2]))

@@ -38,6 +38,7 @@ def trace(name: str, folder: Path) -> list[float]:
         for group in run.optimizer.param_groups:
             group["lr"] = run.rate(run.step)
         losses, norm = backward(run, next(stream))
+        run.model.before_step(run.step / 20)
         update(run, losses["loss"], norm)
         run.step += 1
         run.model.after_step(run.step / 20)
