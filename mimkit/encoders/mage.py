@@ -1,7 +1,6 @@
 """A transformer over the codes of a frozen tokenizer: it reads codes in place of pixels. Source: MAGE (arXiv 2211.09117)."""
 
 from collections.abc import Sequence
-from functools import partial
 from math import prod
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from mimkit.errors import UserError
 from mimkit.quick import quicken
 from mimkit.tokenizer import CodeEncoder, FrozenTokenizer
-from mimkit.transformer import SizeName, check_images, init_xavier, run_blocks, shape_of
+from mimkit.transformer import SizeName, blocks_with_dropout, check_images, init_xavier, run_blocks, shape_of
 from mimkit.types import Features, Images, Mask, Size, gather_places
 
 
@@ -57,9 +56,7 @@ class Mage(CodeEncoder):
         self.image_size, self.in_chans = image_size, found.encoder.in_chans
         self.patch_size, self.grid = found.encoder.patch_size, found.encoder.grid
         self.class_code, self.mask_code = found.vocab_size, found.vocab_size + 1
-        self.timm_model = _Transformer(
-            found, prod(self.grid), self.embed_dim, self.num_layers, num_heads, mlp_ratio, dropout
-        )
+        self.timm_model = _Transformer(found, self.embed_dim, self.num_layers, num_heads, mlp_ratio, dropout)
 
     def forward(
         self,
@@ -101,7 +98,6 @@ class _Transformer(nn.Module):
     def __init__(
         self,
         tokenizer: FrozenTokenizer,
-        places: int,
         dim: int,
         depth: int,
         num_heads: int,
@@ -109,19 +105,13 @@ class _Transformer(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        from timm.models.vision_transformer import Block
-
-        norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
         self.tokenizer = tokenizer
         self.code_embed = nn.Embedding(tokenizer.vocab_size + 2, dim)
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + places, dim))
-        self.embed_norm = norm_layer(dim)
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + prod(tokenizer.encoder.grid), dim))
+        self.embed_norm = nn.LayerNorm(dim, eps=1e-6)
         self.embed_drop = nn.Dropout(dropout)
-        rates = {"proj_drop": dropout, "attn_drop": dropout}
-        self.blocks = nn.Sequential(
-            *(Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer, **rates) for _ in range(depth))
-        )
-        self.norm = norm_layer(dim)
+        self.blocks = blocks_with_dropout(dim, depth, num_heads, mlp_ratio, dropout)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
         quicken(self.blocks)
         init_xavier(self.blocks)
         nn.init.normal_(self.code_embed.weight, std=0.02)

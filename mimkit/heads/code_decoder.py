@@ -3,8 +3,7 @@
 Source: MAGE (arXiv 2211.09117, section 3.2) and its code.
 """
 
-from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mimkit.errors import UserError
 from mimkit.quick import quicken
-from mimkit.transformer import init_xavier
+from mimkit.transformer import blocks_with_dropout, init_xavier
 from mimkit.types import Features, Head, Mask, Size
 
 
@@ -46,16 +45,10 @@ class CodeDecoder(Head):
         super().__init__()
         if embed_dim % num_heads:
             raise UserError(f"head.embed_dim={embed_dim} must be divisible by num_heads={num_heads}")
-        from timm.models.vision_transformer import Block
-
-        norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
         self.embed = nn.Linear(encoder_dim, embed_dim)
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid[0] * grid[1], embed_dim))
-        rates = {"proj_drop": dropout, "attn_drop": dropout}
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer, **rates) for _ in range(depth)
-        )
-        self.norm = norm_layer(embed_dim)
+        self.blocks = blocks_with_dropout(embed_dim, depth, num_heads, mlp_ratio, dropout)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.predict = nn.Sequential(nn.Linear(embed_dim, encoder_dim), nn.GELU(), nn.LayerNorm(encoder_dim))
         self.bias = nn.Parameter(torch.zeros(out_dim))
         quicken(self)
@@ -69,9 +62,7 @@ class CodeDecoder(Head):
             raise UserError(
                 "head 'code_decoder' predicts the codes that the encoder reads: take encoder=mage, target=codes"
             )
-        sequence = self._fill(self.embed(features.sequence), mask) + self.pos_embed
-        for block in self.blocks:
-            sequence = block(sequence)
+        sequence = self.blocks(self._fill(self.embed(features.sequence), mask) + self.pos_embed)
         chosen = mask.select(self.norm(sequence)[:, 1:])
         return self.predict(chosen) @ codes.detach().t() + self.bias
 
