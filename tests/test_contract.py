@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mimkit
 from mimkit import registry
 from mimkit.errors import UserError
 from mimkit.model import Model
 from mimkit.weights.tokenizer import save_tokenizer
+from tests.test_dvae import published
 
 SIZE = (64, 96)  # 8x12 places of 8 px
 DECODER = {"embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -31,6 +33,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "prompting": DECODER,
         "cross_attention": DECODER,
         "aggregation": {"depth": 1, "num_heads": 2},
+        "regressor": {"regressor_depth": 2, "decoder_depth": 1, "num_heads": 2},
         "quantizer": {"vocab_size": 16, "code_dim": 4, **DECODER},
     },
     "target": {
@@ -41,6 +44,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 REFUSALS = (  # what may be refused, and why
     r"head '(linear|aggregation)' reads the tokens of hidden places: set mask\.feed=all.*",
     r"head 'quantizer' reads the tokens of all places: set mask=none, or mask\.feed=all",
+    r"head 'regressor' predicts hidden places from visible ones: set mask\.feed=visible",
     r"head 'prompting' takes what the encoder saw as prompts: set mask\.feed=visible",
     r"head 'cross_attention' mixes the encoder's layers, this one gives none: take encoder=vit",
     r"head 'aggregation' reads an early layer, this encoder gives none: take encoder=beit",
@@ -63,8 +67,11 @@ def teachers(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder, tokenizer)
     OPTIONS["target"]["vq"] = {"checkpoint": str(folder)}
+    save_file(published(), folder / "dalle.safetensors")
+    OPTIONS["target"]["dvae"] = {"weights": str(folder / "dalle.safetensors")}
     yield
-    del OPTIONS["target"]["clip"], OPTIONS["target"]["vq"]
+    for name in ("clip", "vq", "dvae"):
+        del OPTIONS["target"][name]
 
 
 def build(names: tuple[str, ...], feed: str = "visible", **encoder: Any) -> Model:
@@ -136,7 +143,7 @@ def test_any_number_of_channels(target: str, in_chans: int) -> None:
         model = build(("vit", "decoder", target, "random"), in_chans=in_chans)
     except UserError as refusal:
         assert in_chans != 3 and "the target's model reads 3 channels (or 1, repeated)" in str(refusal)
-        assert target in ("clip", "timm", "vq")
+        assert target in ("clip", "timm", "vq", "dvae")
         return
     images = torch.randint(0, 256, (2, in_chans, *SIZE), dtype=torch.uint8)
     assert torch.isfinite(model(images).loss)
