@@ -11,7 +11,7 @@ def frechet_distance(first: Float[Tensor, "N D"], second: Float[Tensor, "M D"]) 
     0 for equal sets. Two samples of one distribution differ too, the more the fewer they are.
     """
     first, second = first.double(), second.double()
-    covariances = torch.cov(first.T), torch.cov(second.T)
+    covariances = [torch.atleast_2d(torch.cov(features.T)) for features in (first, second)]
     values, vectors = torch.linalg.eigh(covariances[0])
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     shared = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0).sqrt().sum()  # as of C1 C2
