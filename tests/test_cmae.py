@@ -16,7 +16,7 @@ from mimkit.types import Standardize
 from mimkit.weights.official import load_official
 from tests import published
 from tests.test_heads import gap, split_attention
-from tests.test_milan_crossmae_oracle import ENCODER, PATCH, PLACES, SEEN, SIZE, compare, encoded, randomised, recipe
+from tests.test_milan_crossmae_oracle import ENCODER, PATCH, PLACES, SEEN, SIZE, encoded, randomised, recipe
 
 DECODER: dict[str, Any] = {"embed_dim": 20, "num_heads": 5}
 CONTRAST = {
@@ -65,7 +65,8 @@ def test_loss_and_gradients() -> None:
     target.restart(model.encoder, model.objectives["contrast"].head)
     for parameter in target.parameters():
         nn.init.normal_(parameter, mean=float(parameter.ndim == 1) * 0.5, std=0.1)
-    double = deepcopy(model).double()
+    target.requires_grad_(False)
+    double = deepcopy(model.double())  # batch norms over three images would enlarge float32's last digits
     generator = torch.Generator().manual_seed(2)
     images, shifted = (torch.rand(3, 3, *SIZE, generator=generator) for _ in range(2))
     keep = torch.rand(3, PLACES, generator=generator).argsort(1)[:, :SEEN]
@@ -88,7 +89,13 @@ def test_loss_and_gradients() -> None:
     logits = F.normalize(online, dim=-1) @ F.normalize(wanted, dim=-1).mT / 0.07
     contrastive = 2 * 0.07 * F.cross_entropy(logits, torch.arange(3))
     assert gap(out.losses["main"], reconstruction) < 1e-5 and gap(out.losses["contrast"], contrastive) < 1e-5
-    compare(model, double, out.loss, reconstruction + contrastive)
+    out.loss.backward()
+    (reconstruction + contrastive).backward()
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    theirs = {name: double.get_parameter(name).grad for name in trained if "target" not in name}
+    assert len(trained) == len(theirs) > 90
+    for name, grad in theirs.items():
+        torch.testing.assert_close(trained[name], grad, rtol=1e-5, atol=1e-5 * grad.abs().max().item() + 1e-9, msg=name)
 
 
 def test_the_copies_move_after_the_step_by_their_share() -> None:
@@ -114,9 +121,7 @@ def test_the_copies_are_in_the_checkpoint_and_begin_anew_with_published_weights(
     model = cmae("image_size=35")
     names = set(model.own_state())
     assert {"objectives.contrast.target.projector.fc0.weight", "objectives.contrast.head.predictor.bn0.weight"} <= names
-    shapes = published.cmae(
-        decoder=20, decoder_depth=3, hidden=36, dim=12, patch=PATCH, width=24, depth=3, side=(7, 11)
-    )
+    shapes = published.cmae(decoder=20, decoder_depth=3, hidden=36, dim=12, patch=PATCH, width=24, depth=3)
     theirs = {name: torch.rand(shape) for name, shape in shapes.items()}
     report = load_official(model, theirs)
     head, target = (getattr(model.objectives["contrast"], name) for name in ("head", "target"))
