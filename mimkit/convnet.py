@@ -18,7 +18,7 @@ from mimkit.types import Standardize
 Style = Literal["taming", "maskgit"]
 Width = Annotated[int, Gt(0), MultipleOf(32)]  # its norms have 32 groups
 Multiples = tuple[Annotated[int, Gt(0)], ...]
-Maps = Float[Tensor, "B C H W"]
+Maps = Float[Tensor, "_ _ _ _"]  # (B, C, H, W); layers change all but the first
 
 
 class ConvEncoder(nn.Module):
