@@ -20,6 +20,25 @@ VQKD = {
     "target": "pixels",
 }
 
+CONV = {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "style": "maskgit"}
+VQGAN = {
+    "encoder": {"name": "conv", "z_channels": 8, **CONV},
+    "mask": "none",
+    "head": {"name": "vq_decoder", "vocab_size": CODES, "code_dim": 8, **CONV},
+    "target": {"name": "pixels", "mean": [0.0] * 3, "std": [1.0] * 3},
+}
+
+
+def save_vqgan(folder: Path, **tree: Any) -> str:
+    """A tokenizer that paints, with random weights and codes among its tokens."""
+    torch.manual_seed(4)
+    model = mimkit.build(COMMON | VQGAN | tree)
+    tokens = model.encoder(torch.rand(20, 3, *model.encoder.image_size)).tokens.flatten(0, 1)
+    model.objectives["main"].head.codebook.weight.data.copy_(tokens[torch.randperm(len(tokens))[:CODES]])
+    folder.mkdir(exist_ok=True)
+    save_tokenizer(folder, model)
+    return str(folder)
+
 
 def save_vqkd(folder: Path, **tree: Any) -> str:
     """A tokenizer without a way back to images, its codebook filled by one batch."""
