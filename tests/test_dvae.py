@@ -103,11 +103,12 @@ def test_it_is_trained_on_through_a_view_of_its_size(weights):
         "encoder": {"name": "beit", "embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4},
         "mask": {"name": "random", "ratio": 0.5, "feed": "all"}, "head": "linear",
         "target": {"name": "dvae", "weights": str(weights), "view": "tokens"},
+        "data": {"name": "shapes", "views": {"tokens": {"image_size": [16, 24]}}},
     }  # fmt: skip
     model = mimkit.build(tree)
-    view = torch.rand(2, 3, 16, 24)
-    out = model(torch.rand(2, 3, 8, 12), views={"tokens": view})
-    codes = logits_of(view, published()).argmax(1).flatten(1)
+    images = torch.rand(2, 3, 8, 12)
+    out = model(images)
+    codes = logits_of(model.views(images)["tokens"], published()).argmax(1).flatten(1)
     assert torch.equal(out.target, codes[out.mask.hidden].view(out.target.shape))
     assert torch.isfinite(out.loss) and out.prediction.shape[-1] == CODES
 

@@ -98,12 +98,12 @@ def regressor_and_decoder(width: int, depth: int, codes: int) -> int:
 
 BASE_TABLE = shared_table(14, 12)
 PARAMETERS = {
-    "mae_vit_base": 111_655_680,  # these six: the authors' own models or logs
+    "mae_vit_base": 111_655_680,  # these five: the authors' own models or logs
     "crossmae_vit_base": 127_034_268,
     "beit2_vit_base": 106_143_056,
-    "beit_vit_base": 91_965_776,
     "eva_vit_giant": 1_012_229_632,
     "eva_l": 316_576_768,
+    "beit_vit_base": plain_vit(768, 12, 196, 16, 0, 2, 2) + BASE_TABLE + 768 + 769 * 8192,
     "beit_vit_large": plain_vit(1024, 24, 196, 16, 0, 2, 2) + shared_table(14, 16) + 1024 + 1025 * 8192,
     "beit_vit_base_plain": plain_vit(768, 12, 196, 16, 1, 2, 0) + 768 + 769 * 8192,
     "cae_vit_base": plain_vit(768, 12, 196, 16, 0, 2, 2) + regressor_and_decoder(768, 4, 8192),
@@ -174,9 +174,9 @@ def test_the_tokenizer_has_its_layout() -> None:
 
 
 def test_what_does_not_decay_where_the_authors_say_so() -> None:
-    """BEiT v2: tokens' class and nothing else; SimMIM's Swin: the mask token; MaskFeat decays class token and positions."""
+    """BEiT v2: tokens' class and nothing else; SimMIM's Swin: the mask token; MaskFeat and CAE: all decay."""
     kept: dict[str, set[str]] = {}
-    for name in ("beit2_vit_base", "simmim_swin_base", "maskfeat_vit_base", "vqkd_vit_base"):
+    for name in ("beit2_vit_base", "simmim_swin_base", "maskfeat_vit_base", "cae_vit_base", "vqkd_vit_base"):
         both = torch.nn.ModuleDict(dict(zip(("encoder", "head"), built(name, 64))))
         names = {id(p): key for key, p in both.named_parameters()}
         group = build_optimizer(both, paper(name).optim).param_groups[0]["params"]
@@ -185,6 +185,7 @@ def test_what_does_not_decay_where_the_authors_say_so() -> None:
         "beit2_vit_base": {"timm_model.cls_token"},
         "simmim_swin_base": {"mask_token"},
         "maskfeat_vit_base": set(),
+        "cae_vit_base": set(),
         "vqkd_vit_base": {
             "timm_model.cls_token", "timm_model.pos_embed", "head.decoder.cls_token", "head.decoder.pos_embed"
         },
