@@ -184,6 +184,7 @@ def build(
         "patch_size": encoder.patch_size,
         "grid": encoder.grid,
         "encoder": encoder,
+        "repeats": recipe.batches.repeats,
     }
     objectives = {}
     for name, choice in recipe.objectives.items():

@@ -44,7 +44,7 @@ ROLES = {
     ),
     "target": Role(
         "Target", "mimkit.types", "mimkit.targets", "mimkit.targets",
-        frozenset({"image_size", "in_chans", "patch_size", "grid", "encoder"}),
+        frozenset({"image_size", "in_chans", "patch_size", "grid", "encoder", "repeats"}),
     ),
     "normalizer": Role("Normalizer", "mimkit.types", "mimkit.normalizers", "mimkit.normalizers", frozenset()),
     "loss": Role(

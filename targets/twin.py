@@ -18,8 +18,10 @@ class Twin(Target):
 
     loss, reads = "info_nce", "prediction"
 
-    def __init__(self, *, dim: Annotated[int, Gt(0)] = 256):
+    def __init__(self, *, repeats: int, dim: Annotated[int, Gt(0)] = 256):
         super().__init__()
+        if repeats != 2:
+            raise UserError("target 'twin' compares two crops of each image: set data.repeats=2")
         self.dim = dim
 
     def forward(self, prediction: Prediction) -> Wanted:  # type: ignore[override]

@@ -91,7 +91,7 @@ def tokenizer(tmp_path_factory):
 def test_contrast_beside_mage(tokenizer, norm):
     """The sum of both losses; the contrast's is that of the mean patch token through the projector, with gradient to both."""
     contrast = CONTRAST | {"head": CONTRAST["head"] | {"norm": norm}}
-    model = mage(tokenizer, objectives={"contrast": contrast})
+    model = mage(tokenizer, objectives={"contrast": contrast}, data={"repeats": 2})
     images = torch.rand(6, 3, 16, 16)
     out = model(images, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(out.loss, out.losses["main"] + 0.1 * out.losses["contrast"])
@@ -109,4 +109,10 @@ def test_contrast_beside_mage(tokenizer, norm):
 
 def test_a_twin_is_of_the_image_as_a_whole(tokenizer):
     with pytest.raises(UserError, match="target 'twin' is one vector per image, this head predicts places"):
-        mage(tokenizer, target="twin", head="decoder", loss="info_nce")(torch.rand(2, 3, 16, 16))
+        whole = {"mask": {"name": "random", "feed": "all"}, "head": "linear", "data": {"repeats": 2}}
+        mage(tokenizer, target="twin", loss="info_nce", **whole)(torch.rand(2, 3, 16, 16))
+    with pytest.raises(UserError, match=r"target 'twin' compares two crops of each image: set data\.repeats=2"):
+        mage(tokenizer, objectives={"contrast": CONTRAST})
+    projector = {"head": "projector", "target": "pixels"}
+    with pytest.raises(UserError, match="head and target do not meet: one is of single places"):
+        mage(tokenizer, objectives={"contrast": projector})(torch.rand(2, 3, 16, 16))
