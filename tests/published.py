@@ -122,7 +122,8 @@ def cae(codes=20, blocks=4, **size) -> Shapes:
         name = f"regressor_blocks.{number}"
         for part in ("norm1_q", "norm1_k", "norm1_v", "norm2_cross"):
             neck |= norm(f"{name}.{part}", width)
-        neck |= {f"{name}.gamma_{part}_cross": (width,) for part in (1, 2)} | mlp(f"{name}.mlp_cross", width, "fc1", "fc2")
+        neck |= mlp(name, width, "mlp_cross.fc1", "mlp_cross.fc2")
+        neck |= {f"{name}.gamma_{part}_cross": (width,) for part in (1, 2)}
         neck |= {f"{name}.cross_attn.{part}.weight": (width, width) for part in "qkv"}
         neck |= {f"{name}.cross_attn.{part}_bias": (width,) for part in "qv"}
         neck |= layer(f"{name}.cross_attn.proj", width, width) | beit_block(f"decoder_blocks.{number}", width)
