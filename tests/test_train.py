@@ -116,20 +116,20 @@ def test_a_non_finite_loss_stops_before_the_weights_are_touched(
     tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mimkit.losses import mse
-    from mimkit.train import loop
+    from mimkit.train import step
 
     calls = iter(range(100))  # the first is the trial before the folder is made
     right = mse.__call__
     monkeypatch.setattr(mse, "__call__", lambda self, p, w: right(self, p, w) * (math.nan if next(calls) == 5 else 1))
     seen: dict[str, torch.Tensor] = {}
-    update = loop.update
+    update = step.update
 
     def watch(run: Any, loss: torch.Tensor, norm: torch.Tensor) -> None:
         seen.update({name: p.detach().clone() for name, p in run.model.named_parameters()})
         seen["model"] = run.model
         update(run, loss, norm)
 
-    monkeypatch.setattr(loop, "update", watch)
+    monkeypatch.setattr(step, "update", watch)
     with pytest.raises(UserError, match="step 5: the loss or its gradient is not finite") as caught:
         train(load_recipe(tiny, ["probe.every=0"]), tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -138,8 +138,8 @@ def test_a_non_finite_loss_stops_before_the_weights_are_touched(
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path, tiny: dict[str, Any]) -> None:
-    from mimkit.train.loop import backward
     from mimkit.train.session import prepare
+    from mimkit.train.step import backward
 
     gradients = []
     for parts in (1, 4):

@@ -1,7 +1,9 @@
 """Everything a run works on, put together before the first step."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from mimkit.model import Model, build
 from mimkit.recipe import Recipe
 from mimkit.schedule import Schedule
 from mimkit.train.log import Metrics
+from mimkit.train.opponent import Opponent, opponents
 from mimkit.train.optim import build_optimizer, schedule
 from mimkit.train.probe import Probe
 from mimkit.train.run import BadFiles, begin_folder, check_same
@@ -27,6 +30,7 @@ class Run:
     step: optimizer steps that are done.
     seconds: of training, probes and pictures, over all resumes.
     meter: sum of the losses since the last line of metrics, and the number of steps.
+    opponents: the discriminators that learn against the model.
     first_bad: first step whose loss or gradient was not finite; -1 while there is none.
     """
 
@@ -34,6 +38,7 @@ class Run:
     folder: Path
     model: Model
     optimizer: torch.optim.AdamW
+    opponents: list[Opponent]
     data: Data
     batches: Batches
     rate: Schedule
@@ -54,6 +59,24 @@ class Run:
     def done(self) -> bool:
         """Whether all steps are done."""
         return self.step >= self.rate.total_steps
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The model's, and those of the discriminators that learn against it."""
+        return [self.optimizer, *(opponent.optimizer for opponent in self.opponents)]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """In what the model computes: in bf16 where the recipe, or a GPU, wants it."""
+        precision, kind = self.recipe.train.precision, self.device.type
+        half = precision == "bf16" or (precision == "auto" and kind == "cuda")
+        return torch.autocast(kind, torch.bfloat16) if half else nullcontext()
+
+    def take_step(self, optimizer: torch.optim.Optimizer, *figures: Tensor) -> None:
+        """Step an optimizer, unless a figure is or was not finite: then nothing is touched, on any device without a wait."""
+        bad = ~torch.isfinite(torch.stack(figures)).all()
+        self.first_bad = torch.where(bad & (self.first_bad < 0), self.step + 1, self.first_bad)
+        optimizer.grad_scale, optimizer.found_inf = None, (self.first_bad >= 0).float()  # type: ignore[attr-defined]
+        optimizer.step()
 
 
 def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
@@ -91,13 +114,16 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
     model.train()
     if not resume:
         begin_folder(recipe, folder)
-    state = checkpoint.restore(folder / "checkpoints", model, optimizer) if resume else None
+    against = opponents(model)
+    optimizers = [optimizer, *(opponent.optimizer for opponent in against)]
+    state = checkpoint.restore(folder / "checkpoints", model, optimizers) if resume else None
     step = state["step"] if state else 0
     run = Run(
         recipe,
         folder,
         model,
         optimizer,
+        against,
         data,
         batches,
         rate,
