@@ -200,6 +200,18 @@ def test_the_copys_stochastic_depth(plugin):
         assert torch.equal(target(images, mask), target(images, mask)) and not target.encoder.training
 
 
+def test_under_bf16_autocast_both_losses_are_near(plugin):
+    """Within a few per cent of those in float32, and in float32 themselves."""
+    model = cae(plugin).float().eval()
+    images = torch.rand(4, 3, 12, 16)
+    wanted = model(images, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(images, generator=torch.Generator().manual_seed(0))
+    for name, loss in out.losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, wanted.losses[name], rtol=0.05, atol=0.01)
+
+
 def test_layers_of_the_hidden_places_can_be_averaged(plugin):
     model = cae(plugin, {"target": ALIGN["target"] | {"layers": 2}}, abs_pos=True)
     out = model(torch.rand(4, 3, 12, 16))
