@@ -111,6 +111,8 @@ def reconstruct(model: Model, images: Images, seed: int = 0) -> Reconstruction:
 def reconstruction_scores(model: Model, images: Images, seed: int = 0) -> dict[str, float]:
     """How well the hidden places of images (B, C, H, W) are predicted, all images as one batch; only for pixel targets.
 
+    Where nothing is hidden, the whole images are scored: mse, and psnr: mean over the images of 10 log10(1 / mse), in dB.
+
     mse: mean squared error over the pixels of all hidden places, images in [0, 1] (predictions are clamped to it);
         where the normalizer took each patch's mean and variance, the visible neighbours' are given back.
     mse_true_statistics: the same with each hidden patch's own mean and variance, which no model could know; only where
@@ -121,14 +123,15 @@ def reconstruction_scores(model: Model, images: Images, seed: int = 0) -> dict[s
         sum of squares / sum of squares around the mean patch; 1 is perfect, 0 is the mean patch, negative is worse.
     r2_neighbours: the same of the mean of the neighbours' normalised patches.
 
-    Raises UserError where the target is not made of pixels or the mask hides nothing.
+    Raises UserError where the target is not made of pixels.
     """
     found = reconstruct(model, images, seed)
     target = found.objective.target
     if not isinstance(target, ToImages):
         raise UserError(f"the target '{type(target).__name__}' is not made of pixels: there is no image to score")
     if not found.mask.hidden.any():
-        raise UserError("the mask hides nothing: there is no reconstruction to score")
+        errors = (found.pixels(found.from_truth()) - found.images).square().mean((1, 2, 3))
+        return {"mse": errors.mean().item(), "psnr": -10 * errors.log10().mean().item()}
     hidden = place_pixels(found.mask.hidden[..., None], found.grid, found.images)
 
     def mse(images: Float[Tensor, "B C H W"]) -> float:

@@ -22,14 +22,16 @@ def draw_reconstructions(model: Model, images: Images, path: Path, seed: int = 0
     The mask is drawn from `seed`, so that pictures of one run are comparable. Grey is hidden, or not predicted: the
     prediction is shown where something is hidden or the loss counts, nowhere else, since elsewhere nothing is trained.
     Pixel targets: the prediction pasted into the visible part, and alone. If a normalizer took each patch's mean and
-    variance, both are drawn with those of the visible neighbours; once more pasted with the true ones, titled so.
+    variance, both are drawn with those of the visible neighbours; once more pasted with the true ones, titled so. Where
+    nothing is hidden (a tokenizer): the reconstruction beside the original.
     Other continuous targets: target and prediction by the target's first three principal components, and the loss of
     each place. Codes: where the most likely code is right.
     """
     found = reconstruct(model, images[:ROWS], seed)
     columns: Columns = {"original": rgb(found.images)}
     hidden = _on_pixels(found.mask.hidden[..., None], found)
-    columns["masked: what\nthe encoder sees"] = torch.where(hidden, GREY, columns["original"])
+    if found.mask.hidden.any():
+        columns["masked: what\nthe encoder sees"] = torch.where(hidden, GREY, columns["original"])
     if isinstance(found.objective.target, ToImages):
         columns |= _pixel_columns(found, columns["original"], hidden)
     elif found.target.is_floating_point():
@@ -48,6 +50,8 @@ def _pixel_columns(found: Reconstruction, original: Tensor, hidden: Tensor) -> C
     def alone(values: Tensor, whose: str) -> Columns:
         return {f"prediction alone{whose}": torch.where(predicted, rgb(found.pixels(values)), GREY)}
 
+    if not found.mask.hidden.any():
+        return {"reconstruction": rgb(found.pixels(found.from_truth()))}
     if not found.per_place:
         return pasted(found.prediction, "") | alone(found.prediction, "")
     visible, neighbours = found.from_visible(), ",\nmean/variance of the\nvisible neighbours"

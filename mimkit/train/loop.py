@@ -196,8 +196,7 @@ def finish(run: Run, exit_reason: str) -> dict[str, Any]:
     scores = [line for line in lines if line.get("probe") == "knn"]
     watched: dict[str, Any] = next((line for line in reversed(lines) if line.get("probe") == "health"), {})
     objective: Any = next(iter(run.model.objectives.values()))
-    # of other targets, or where nothing is hidden, there is no image to score
-    pixels = isinstance(objective.target, ToImages) and run.recipe.mask.name != "none"
+    pixels = isinstance(objective.target, ToImages)  # of other targets there is no image to score
     images = sample_views(run.data, run.model.encoder, SCORED) if run.done and pixels else None
     scored = {} if images is None else reconstruction_scores(run.model, images)
     summary = {
