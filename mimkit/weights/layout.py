@@ -28,7 +28,8 @@ class Layout:
         A function leaves a tensor alone that cannot be of this model, so that its shape is told.
     absent: pattern of ours that the file need not bring.
     left_over: pattern of theirs that may find no place in the model.
-    width: ours, the bias of the layer that predicts the target: its length says how wide the target is.
+    width: ours, the bias of the layer that predicts the target: its length says how wide the target is; `pixels` where
+        the head paints images, so that it is a patch.
     shapes: whether the file's shapes are this kind's, for kinds that share their names.
     """
 
