@@ -23,13 +23,13 @@ OVERRIDES = ["train.max_steps=20", "data.batch_size=32", "data.num_images=320", 
 def trace(name: str, folder: Path) -> list[float]:
     """Losses of 20 steps on the embedded data with one thread, batch 32; teachers are small and random."""
     given = ["data=shapes", *OVERRIDES]
-    target = draft(name).tree["target"]
-    target = target["name"] if isinstance(target, dict) else target
+    tree = draft(name).tree
+    target = tree["target"]["name"] if isinstance(tree["target"], dict) else tree["target"]
     if target == "clip":
         given.append(f"target.model=local-dir:{make_clip(folder / 'clip')}")
-    if target == "vq":  # a tokenizer of 20 steps
+    if target == "vq" or "tokenizer" in tree["encoder"]:  # a tokenizer of 20 steps
         trace("vqkd", folder)
-        given.append(f"target.checkpoint={folder / 'vqkd'}")
+        given.append(f"{'target.checkpoint' if target == 'vq' else 'encoder.tokenizer'}={folder / 'vqkd'}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     run = prepare(load_recipe(name, given), folder / name, resume=False)
