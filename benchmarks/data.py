@@ -56,7 +56,7 @@ def files(folder: str) -> dict[str, float]:
         nonlocal step
         stream = batches.start(step)
         step += batches.steps_per_epoch
-        return sum(len(images) for images in islice(stream, batches.steps_per_epoch))
+        return sum(len(views["image"]) for views in islice(stream, batches.steps_per_epoch))
 
     with tempfile.TemporaryDirectory() as root:
         (Path(root) / "images").mkdir()
@@ -75,7 +75,7 @@ def memory() -> dict[str, float]:
     transform = authors_transform(32)
 
     def ours() -> int:
-        return sum(len(images) for images in islice(batches.start(0), batches.steps_per_epoch))
+        return sum(len(views["image"]) for views in islice(batches.start(0), batches.steps_per_epoch))
 
     def theirs() -> int:
         return len(torch.stack([transform(picture) for picture in pictures]))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import mimkit
-from mimkit.model import Model, Objective
+from mimkit.model import Model
+from mimkit.objective import Objective
 from mimkit.train.memory import keep_large_blocks
 from mimkit.train.optim import build_optimizer
 

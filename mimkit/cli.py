@@ -163,7 +163,8 @@ def show(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGES] [KEY=VALUE]...", help="A folder or other data; other masks for a run's weights, or a seed."
+            metavar="[IMAGES] [KEY=VALUE]...",
+            help="A folder or other data; other masks for a run's weights, or a seed.",
         ),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("show.png"),
@@ -184,6 +185,46 @@ def show(
 
     given = [word for word in words or () if "=" in word]
     typer.echo(draw(weights, images[0] if images else None, output, count, given))
+
+
+@app.command(epilog="Example: mimkit generate runs/mage-1 --from photo.png --mask center -o painted.png")
+def generate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run on codes, such as mage.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("generate.png"),
+    count: Annotated[
+        int | None, typer.Option("-n", help="How many images; default 64, of a picture 6, for --score 1000.", min=1)
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Forward passes an image.", min=1)] = 20,
+    temperature: Annotated[float, typer.Option(help="Chance in which codes are kept.", min=0)] = 6.0,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
+    picture: Annotated[Path | None, typer.Option("--from", metavar="IMAGE", help="Paint a part of it anew.")] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MASK", help="What to paint: a PNG's white pixels; or center, border, left, right, top, bottom."
+        ),
+    ] = None,
+    score: Annotated[
+        Path | None, typer.Option(metavar="RUN_OR_WEIGHTS", help="Draw nothing, measure images by this encoder.")
+    ] = None,
+    plugin: Plugin = None,
+) -> None:
+    """Paint images with a run that was trained on codes: out of nothing, or what is missing of a picture."""
+    load_plugins(plugin)
+    check_writable(output)
+
+    from mimkit.generate.draw import draw_painted, draw_samples
+    from mimkit.generate.sampler import Sampling
+    from mimkit.generate.score import score as measure
+
+    sampling = Sampling(steps, temperature)
+    if score is not None:
+        for line in measure(run, score, count or 1000, sampling, seed):
+            typer.echo(line)
+    elif picture is not None or mask is not None:
+        typer.echo(draw_painted(run, output, count or 6, sampling, seed, picture, mask))
+    else:
+        typer.echo(draw_samples(run, output, count or 64, sampling, seed))
 
 
 @app.command(epilog="Example: mimkit embed runs/mae-1 ./photos -o features.npz")

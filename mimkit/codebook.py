@@ -1,13 +1,14 @@
-"""Parts of a quantizer whose codes have unit length: the nearest code, the codes' moving averages, their k-means start.
+"""Parts of a quantizer: the nearest code, moving averages of the codes and their k-means start, codes out of use.
 
-Vectors are (rows, d) and of unit length, codes (K, d), so the nearest code is the one of largest cosine.
-Source: VQ-KD (BEiT v2, arXiv 2208.06366, section 3.1); k-means start and averages as in its published code.
+Vectors are (rows, d), codes (K, d). Where both are of unit length (`nearest`, `moved`, `kmeans`), the nearest code is
+the one of largest cosine. Source: VQ-KD (BEiT v2, arXiv 2208.06366, section 3.1); k-means start and averages as in its
+published code.
 """
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SIMILARITIES = 2**24  # computed at once: 64 MiB of float32
@@ -18,6 +19,14 @@ def nearest(vectors: Float[Tensor, "rows d"], codes: Float[Tensor, "K d"]) -> In
     with torch.autocast(vectors.device.type, enabled=False):
         chunks = vectors.split(max(1, SIMILARITIES // len(codes)))
         return torch.cat([(chunk @ codes.t()).argmax(dim=1) for chunk in chunks])
+
+
+def nearest_l2(vectors: Float[Tensor, "rows d"], codes: Float[Tensor, "K d"]) -> Int[Tensor, "rows"]:
+    """Index of the code of smallest Euclidean distance, the first of equal ones; never in half precision."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        chunks = vectors.split(max(1, SIMILARITIES // len(codes)))
+        lengths = codes.square().sum(1)
+        return torch.cat([torch.addmm(lengths, chunk, codes.t(), alpha=-2).argmin(dim=1) for chunk in chunks])
 
 
 def totals(
@@ -65,6 +74,19 @@ def random_rows(vectors: Float[Tensor, "rows d"], size: int) -> Float[Tensor, "K
     rows = len(vectors)
     index = torch.randperm(rows)[:size] if rows >= size else torch.randint(rows, (size,))
     return vectors[index.to(vectors.device, non_blocking=True)]
+
+
+def in_use(counts: Float[Tensor, "K"]) -> Bool[Tensor, "K"]:
+    """Whether a code's (moving) count of vectors is above a hundredth of the average code's."""
+    return counts > counts.mean() / 100
+
+
+def revive(codes: Float[Tensor, "K d"], counts: Float[Tensor, "K"], vectors: Float[Tensor, "rows d"]) -> None:
+    """Let codes out of use become random vectors; they begin with the average count. Source: SoundStream (2107.03312)."""
+    dead = ~in_use(counts)
+    fresh = from_first_rank(random_rows(vectors, len(codes)))
+    codes.copy_(torch.where(dead[:, None], fresh, codes))
+    counts.copy_(torch.where(dead, counts.mean(), counts))
 
 
 def from_first_rank(values: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:

@@ -1,18 +1,20 @@
 """From strict YAML and overrides to a `Recipe`: every mistake is one line: where it stands, what would be right."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mimkit
 from mimkit import overrides, registry, schema, strict_yaml
 from mimkit.data.kinds import kind_of
+from mimkit.draft_objective import draft_objective
 from mimkit.errors import UserError, nearest
 from mimkit.geometry import grid_of
 from mimkit.overrides import MAIN, OBJECTIVE_ROLES
-from mimkit.recipe import Choice, ObjectiveChoice, Recipe, lists
+from mimkit.recipe import Choice, Recipe, lists
 from mimkit.runs import newest_finished
-from mimkit.settings import BatchSettings, OptimSettings, ProbeSettings, TrainSettings
+from mimkit.settings import BatchSettings, OptimSettings, ProbeSettings, TrainSettings, ViewSettings
 from mimkit.stage import stages
 
 KEYS = (
@@ -108,7 +110,7 @@ class Draft:
             "data": self.source(),
             "encoder": self.choice("encoder", ("encoder",)),
             "mask": self.choice("mask", ("mask",)),
-            "objectives": self.objectives(),
+            "objectives": {name: draft_objective(self, path) for name, path in self.objective_paths().items()},
         }
         self.stop_if_wrong()
         return Recipe(method=self.method, image_size=self.image_size, **self.sections, **parts)
@@ -181,9 +183,6 @@ class Draft:
         self.problems += problems
         return Choice(given["name"], values)
 
-    def objectives(self) -> dict[str, Any]:
-        return {name: self.objective(path) for name, path in self.objective_paths().items()}
-
     def objective_paths(self) -> dict[str, strict_yaml.Path]:
         """Where each objective's roles stand; the one that is written flat stands at the top."""
         more = self.tree.get("objectives") or {}
@@ -194,27 +193,6 @@ class Draft:
             return {}
         paths: dict[str, strict_yaml.Path] = {name: ("objectives", name) for name in more}
         return {MAIN: (), **paths} if any(role in self.tree for role in OBJECTIVE_ROLES) or not more else paths
-
-    def objective(self, path: strict_yaml.Path) -> ObjectiveChoice | None:
-        """Normalizer and loss fall back to the target's own defaults."""
-        section = overrides.section(self.tree, path)
-        if path:
-            for key in section.keys() - {*OBJECTIVE_ROLES, "weight"}:
-                takes = f"It takes: {', '.join(OBJECTIVE_ROLES)}, weight."
-                self.problems.append(f"{self.place((*path, key))}: an objective has no key '{key}'; {takes}")
-        target = self.choice("target", (*path, "target"))
-        head = self.choice("head", (*path, "head"))
-        if target is None or head is None:
-            return None
-        component: Any = registry.find("target", target.name)
-        normalizer = self.choice("normalizer", (*path, "normalizer"), component.normalizer)
-        loss = self.choice("loss", (*path, "loss"), component.loss)
-        weight = section.get("weight", 1.0) if path else 1.0
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            self.problems.append(f"{self.place((*path, 'weight'))}: weight should be a number")
-        if normalizer is None or loss is None:
-            return None
-        return ObjectiveChoice(head, target, normalizer, loss, float(weight))
 
     def section(self, key: str, settings: type) -> Any:
         given = self.tree.get(key) or {}
@@ -232,10 +210,31 @@ class Draft:
     def batches(self) -> BatchSettings | None:
         """The part of `data` that says how images become batches."""
         known = registry.options(BatchSettings)
-        given = {key: value for key, value in self.data_section().items() if key in known}
+        given = {key: value for key, value in self.data_section().items() if key in known and key != "views"}
         values, problems = schema.check(BatchSettings, given, "data", lambda key: self.place(("data", key)))
         self.problems += problems
-        return BatchSettings(**values) if not problems else None
+        views = self.views(self.data_section().get("views"))
+        return BatchSettings(**values | {"views": views}) if not problems else None
+
+    def views(self, given: Any) -> dict[str, ViewSettings] | None:
+        """The further views of each crop."""
+        place = self.place(("data", "views"))
+        if given is None:
+            return None
+        if not isinstance(given, dict) or "image" in given or any(not isinstance(v, dict) for v in given.values()):
+            self.problems.append(f"{place}: data.views are named mappings (not 'image') of image_size, shift, …")
+            return None
+        views = {}
+        for name, options in given.items():
+            values, problems = schema.check(ViewSettings, options, f"view '{name}'", partial(self.view_place, name))
+            self.problems += problems
+            if values.get("shift") and values.get("image_size"):
+                self.problems.append(f"{place}: view '{name}' is shifted, so it has the image's size; drop image_size")
+            views[name] = ViewSettings(**values) if not problems else ViewSettings()
+        return views
+
+    def view_place(self, view: str, key: str) -> str:
+        return self.place(("data", "views", view, key))
 
     def source(self) -> Choice | None:
         """The part of `data` that says where images come from: a source's name or a path, and the source's options."""

@@ -5,7 +5,8 @@ from typing import Literal
 from mimkit.errors import UserError
 
 Size = tuple[int, int]
-Feed = Literal["visible", "all"]
+Feed = Literal["visible", "all", "some"]  # places that an encoder is fed; some: a part of the hidden ones too
+PlainFeed = Literal["visible", "all"]  # what most masks can be told
 
 
 def grid_of(image_size: Size, patch_size: int) -> Size:

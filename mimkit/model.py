@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimkit import registry
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
+from mimkit.objective import Objective, adaptive_factor
 from mimkit.recipe import Choice, Recipe
 from mimkit.types import (
     Encoder,
+    Features,
     Feed,
     Head,
     Images,
@@ -25,38 +28,8 @@ from mimkit.types import (
     Prediction,
     Target,
     Wanted,
+    as_float,
 )
-
-
-class Objective(nn.Module):
-    """What is predicted, and how it counts: head, target, normalizer, loss and weight."""
-
-    def __init__(self, head: Head, target: Target, normalizer: Normalizer, loss: Loss, weight: float):
-        super().__init__()
-        self.head, self.target, self.normalizer, self.compare, self.weight = head, target, normalizer, loss, weight
-
-    def wanted(self, views: Mapping[str, Images]) -> Wanted:
-        """What the target gives for its view, in float32.
-
-        Raises UserError where that view is missing.
-        """
-        if self.target.view not in views:
-            raise UserError(f"the target reads the view '{self.target.view}', given are: {', '.join(views)}")
-        with torch.inference_mode():
-            wanted = self.target(views[self.target.view])
-        wanted = wanted if isinstance(wanted, Wanted) else Wanted(wanted)
-        ordinary = {
-            name: value.clone() for name, value in vars(wanted).items() if value is not None
-        }  # usable in a graph
-        return replace(wanted, **ordinary)
-
-    def forward(self, prediction: Tensor, values: Tensor) -> Tensor:
-        """Loss per place of a prediction against normalised values, in float32."""
-        return self.compare(prediction.float(), values)
-
-    def normalized(self, values: Tensor) -> Tensor:
-        """Target values on the scale of the loss; codes as they are."""
-        return self.normalizer(values.float()) if values.is_floating_point() else values
 
 
 class Model(nn.Module):
@@ -66,7 +39,9 @@ class Model(nn.Module):
         super().__init__()
         self.encoder, self.masking, self.recipe = encoder, masking, recipe
         self.objectives = nn.ModuleDict(objectives)
-        self.layers = tuple(sorted({layer for o in objectives.values() for layer in o.head.layers}))
+        heads = [objective.head for objective in objectives.values() if objective.head is not None]
+        self.layers = tuple(sorted({layer for head in heads for layer in head.layers}))
+        self.restart_targets()
 
     def forward(
         self,
@@ -77,44 +52,74 @@ class Model(nn.Module):
     ) -> Output:
         """Loss, prediction and target for images (B, C, H, W), uint8 or float in [0, 1].
 
-        mask: instead of a drawn one. views: further views of the images by name. generator: draws the mask (CPU).
+        mask: instead of a drawn one. views: further views of the images by name; those of the recipe that are not given
+        are the images themselves at the views' sizes. generator: draws the mask (CPU).
         """
-        views = {"image": images, **(views or {})}
-        with torch.no_grad():
-            wanted = {name: objective.wanted(views) for name, objective in self._objectives()}
-            mask = self._mask(mask, images, wanted, generator)
-        features = self.encoder(images, mask, self.layers)
+        mask, made, wanted = self.predict(self.views(images) | dict(views or {}), mask, generator)
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
-        shown: list[tuple[Tensor, Tensor]] = []  # prediction and target of each objective
-        loss = torch.zeros((), device=images.device)
+        shown: list[tuple[Tensor | None, Tensor | None]] = []  # prediction and target of each objective
         for name, objective in self._objectives():
-            values = objective.normalized(mask.select(wanted[name].values))
-            layers = tuple(features.layers[self.layers.index(layer)] for layer in objective.head.layers)
-            prediction = objective.head(replace(features, layers=layers), mask)
-            if not isinstance(prediction, Prediction):
-                prediction = Prediction(prediction)
-            losses[name] = sum_losses(objective, prediction, values, wanted[name])
-            losses |= {f"{name}.{term}": value for term, value in prediction.losses.items()}
-            metrics |= {f"{name}.{term}": value for term, value in prediction.metrics.items()}
-            loss = loss + objective.weight * losses[name] + sum(prediction.losses.values())
-            shown.append((prediction.values, values))
-        return Output(loss, losses, *shown[0], mask, metrics)
+            losses[name], values = objective.score(made[name], wanted[name], mask)
+            losses |= {f"{name}.{term}": value for term, value in made[name].losses.items()}
+            metrics |= {f"{name}.{term}": value for term, value in made[name].metrics.items()}
+            shown.append((made[name].values, values))
+        total, factors = self._total(losses)
+        return Output(total, losses, *shown[0], mask, metrics | factors)
+
+    def predict(
+        self, views: Mapping[str, Images], mask: Mask | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Mask, dict[str, Prediction], dict[str, Wanted]]:
+        """The mask, and what each objective predicts and wants, before anything is compared; all views are given."""
+        objectives = self._objectives()
+        with torch.no_grad():
+            wanted = {name: each.wanted(views) for name, each in objectives if each.target.reads == "image"}
+            mask = self._mask(mask, views["image"], wanted, generator)
+            wanted |= {name: each.wanted(views, mask) for name, each in objectives if each.target.reads == "mask"}
+        features = self._encode(views["image"], mask, wanted)
+        made: dict[str, Prediction] = {}
+        for name, objective in objectives:
+            made[name] = objective.predict(self._of_layers(features, objective.head), mask, made)
+            if objective.target.reads == "prediction":
+                wanted[name] = objective.target(made[name])
+        return mask, made, wanted
+
+    def views(self, images: Images) -> dict[str, Images]:
+        """The images and what stands for the recipe's further views where only the images are at hand (in pictures, say)."""
+        found: dict[str, Images] = {"image": images}
+        for name, view in (self.recipe.batches.views or {}).items():
+            size = view.size(self.encoder.image_size)
+            found[name] = images
+            if size != images.shape[2:]:
+                found[name] = F.interpolate(as_float(images), size, mode="bicubic", antialias=True).clamp(0, 1)
+        return found
+
+    def before_step(self, progress: float) -> None:
+        """To be called between the backward pass and the optimizer step: targets that lag one step move."""
+        for _, objective in self._objectives():
+            objective.target.before_step(self.encoder, self.head_of(objective), progress)
 
     def after_step(self, progress: float) -> None:
         """To be called after each optimizer step, with the share of the run that is done: moving targets move."""
         for _, objective in self._objectives():
-            objective.target.after_step(self.encoder, progress)
+            objective.target.after_step(self.encoder, self.head_of(objective), progress)
 
     def restart_targets(self) -> None:
-        """To be called after the encoder's weights were set from outside: copies of it begin anew."""
+        """To be called after the weights were set from outside: copies of them begin anew."""
         for _, objective in self._objectives():
-            objective.target.restart(self.encoder)
+            objective.target.restart(self.encoder, self.head_of(objective))
+            objective.target.requires_grad_(False).eval()
 
     def own_state(self) -> dict[str, Tensor]:
-        """The state dict without the targets that stay as they were built: what a checkpoint must hold."""
-        fixed = tuple(f"objectives.{name}.target." for name, o in self._objectives() if not o.target.moving)
+        """The state dict without what stays as it was built (frozen targets, …): what a checkpoint must hold."""
+        fixed = tuple(f"{name}." for name, module in self.named_modules() if getattr(module, "moving", True) is False)
         return {name: value for name, value in self.state_dict().items() if not name.startswith(fixed)}
+
+    def head_of(self, objective: Objective) -> Head:
+        """The head whose prediction counts in an objective."""
+        if objective.head is not None:
+            return objective.head
+        return self.head_of(cast(Objective, self.objectives[str(objective.prediction).partition(".")[0]]))
 
     def _objectives(self) -> list[tuple[str, Objective]]:
         return cast(list[tuple[str, Objective]], list(self.objectives.items()))
@@ -131,16 +136,34 @@ class Model(nn.Module):
             mask = mask.feed_visible() if mask.fed is None and self.masking.feed == "visible" else mask
         return mask.to(images.device)
 
+    def _encode(self, images: Images, mask: Mask, wanted: Mapping[str, Wanted]) -> Features:
+        """Features of the masked images; an encoder that reads codes is given those that a target has found by its tokenizer."""
+        if not self.encoder.reads_codes:
+            return self.encoder(images, mask, self.layers)
+        found = (wanted[name].values for name, objective in self._objectives() if objective.target.encoder_codes)
+        return self.encoder(images, mask, self.layers, codes=next(found, None))
 
-def sum_losses(objective: Objective, prediction: Prediction, values: Tensor, wanted: Wanted) -> Tensor:
-    """Mean over all predicted places of the batch (the class token counts as one more), summed over the predictions."""
-    total = values.new_zeros((), dtype=torch.float32)
-    for predicted in (prediction.values, *prediction.also):
-        per_place = objective(predicted, values).flatten()
-        if prediction.cls is not None and wanted.cls is not None:
-            per_place = torch.cat([per_place, objective(prediction.cls, objective.normalized(wanted.cls))])
-        total = total + per_place.mean()
-    return total
+    def _of_layers(self, features: Features, head: Head | None) -> Features:
+        """The features with those layers that the head has asked for."""
+        asked = () if head is None else head.layers
+        return replace(features, layers=tuple(features.layers[self.layers.index(layer)] for layer in asked))
+
+    def _total(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum; the heads' own terms count as they are, adaptive weights are found last and told."""
+        objectives = dict(self._objectives())
+        plain = [
+            objectives[name].weight * x if name in objectives else x
+            for name, x in losses.items()
+            if name not in objectives or not objectives[name].adaptive
+        ]
+        total = others = torch.stack(plain).sum()
+        factors: dict[str, Tensor] = {}
+        for name, objective in objectives.items():
+            if objective.adaptive:
+                factor = adaptive_factor(others, losses[name], self.head_of(objective).last_weight)
+                total = total + objective.weight * factor * losses[name]
+                factors[f"{name}.factor"] = factor
+        return total, factors
 
 
 def build(
@@ -161,15 +184,19 @@ def build(
         "patch_size": encoder.patch_size,
         "grid": encoder.grid,
         "encoder": encoder,
+        "repeats": recipe.batches.repeats,
     }
     objectives = {}
     for name, choice in recipe.objectives.items():
         target: Target = _make("target", choice.target, facts).requires_grad_(False).eval()
         width = target.vocab_size or target.dim
         assert width is not None, choice.target.name
-        head = build_head(choice.head, encoder, masking.feed, width)
+        head = None if choice.head is None else build_head(choice.head, encoder, masking.feed, width)
         normalizer: Normalizer = _make("normalizer", choice.normalizer, {})
-        objectives[name] = Objective(head, target, normalizer, _make("loss", choice.loss, {}), choice.weight)
+        loss: Loss = _make("loss", choice.loss, {**facts, "target": target})
+        if isinstance(loss, nn.Module):
+            loss.requires_grad_(False)  # frozen, or trained in steps of its own
+        objectives[name] = Objective(head, target, normalizer, loss, choice.weight, choice.adaptive, choice.prediction)
     return Model(encoder, masking, objectives, recipe)
 
 
@@ -186,6 +213,8 @@ def build_head(choice: Choice, encoder: Encoder, feed: Feed, width: int) -> Head
         "num_layers": encoder.num_layers,
         "grid": encoder.grid,
         "out_grid": encoder.out_grid,
+        "patch_size": encoder.patch_size,
+        "in_chans": encoder.in_chans,
         "feed": feed,
         "out_dim": width,
     }

@@ -21,13 +21,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class ObjectiveChoice:
-    """What one objective is made of; `weight` multiplies its loss."""
+    """What one objective is made of.
 
-    head: Choice
+    head: None where it takes the `prediction` of another objective: its name, or NAME.PART for one that its head names.
+    weight: multiplies the loss; if `adaptive`, after it is made as strong as all others.
+    """
+
+    head: Choice | None
     target: Choice
     normalizer: Choice
     loss: Choice
-    weight: float
+    weight: float = 1.0
+    adaptive: bool = False
+    prediction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,15 @@ def _tree(choice: Choice) -> dict[str, Any]:
 
 
 def _objectives_tree(objectives: Mapping[str, ObjectiveChoice]) -> dict[str, Any]:
-    trees = {
-        name: {role: _tree(getattr(one, role)) for role in OBJECTIVE_ROLES} | {"weight": one.weight}
-        for name, one in objectives.items()
-    }
-    main = trees.pop(MAIN, {})
-    main.pop("weight", None)
+    trees = {name: _objective_tree(one) for name, one in objectives.items()}
+    main = {role: value for role, value in trees.pop(MAIN, {}).items() if role in OBJECTIVE_ROLES}
     return main | ({"objectives": trees} if trees else {})
+
+
+def _objective_tree(one: ObjectiveChoice) -> dict[str, Any]:
+    parts = {role: _tree(choice) for role in OBJECTIVE_ROLES if (choice := getattr(one, role)) is not None}
+    source = {} if one.prediction is None else {"prediction": one.prediction}
+    return source | parts | {"weight": one.weight, "adaptive": one.adaptive}
 
 
 def lists(value: Any) -> Any:

@@ -40,14 +40,17 @@ ROLES = {
     "mask": Role("Masking", "mimkit.types", "mimkit.masks", "mimkit.masks", frozenset()),
     "head": Role(
         "Head", "mimkit.types", "mimkit.heads", "mimkit.heads",
-        frozenset({"encoder_dim", "num_layers", "out_dim", "grid", "out_grid", "feed"}),
+        frozenset({"encoder_dim", "num_layers", "out_dim", "grid", "out_grid", "patch_size", "in_chans", "feed"}),
     ),
     "target": Role(
         "Target", "mimkit.types", "mimkit.targets", "mimkit.targets",
-        frozenset({"image_size", "in_chans", "patch_size", "grid", "encoder"}),
+        frozenset({"image_size", "in_chans", "patch_size", "grid", "encoder", "repeats"}),
     ),
     "normalizer": Role("Normalizer", "mimkit.types", "mimkit.normalizers", "mimkit.normalizers", frozenset()),
-    "loss": Role("Loss", "mimkit.types", "mimkit.losses", "mimkit.losses", frozenset()),
+    "loss": Role(
+        "Loss", "mimkit.types", "mimkit.losses", "mimkit.losses",
+        frozenset({"grid", "patch_size", "in_chans", "target"}),
+    ),
     "data": Role(
         "Source", "mimkit.data.source", "mimkit.data.sources", "mimkit.data",
         frozenset({"image_size", "in_chans"}),

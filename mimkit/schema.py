@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from mimkit import registry
-from mimkit.errors import nearest
+from mimkit.errors import UserError, nearest
 
 
 def check(
@@ -42,6 +42,15 @@ def check(
             else:
                 values[name] = option.default
     return {name: values[name] for name in known if name in values}, problems
+
+
+def construct(role: str, name: str, given: Mapping[str, Any], facts: Mapping[str, Any], source: str) -> Any:
+    """A component from options that the file `source` holds. Raises UserError where there is none, or no such option."""
+    known = registry.ROLES[role].facts
+    values, problems = check(registry.find(role, name), given, f"{role} '{name}'", lambda _: source, known)
+    if problems:
+        raise UserError(problems[0])
+    return registry.build(role, name, values, facts)
 
 
 def no_option(place: str, what: str, name: str, known: Sequence[str]) -> str:

@@ -5,6 +5,37 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from mimkit.geometry import Size
+
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """A further view of each crop, for targets that read it by its name; without options it is the image itself.
+
+    image_size: pixels, a side or [height, width], to which the same crop is brought; null is the recipe's.
+    shift: the view lies up to shift - 1 pixels below and right of the image, both cut from a crop that many pixels larger.
+    color_jitter: as data.color_jitter, of this view alone.
+    hue: x turns the hues by a part of the colour circle in [-x, x], as one more change among those of color_jitter.
+    jitter_prob: probability of these changes.
+    grayscale: probability of losing the colours.
+    blur: probability of a Gaussian blur, whose standard deviation is uniform in [0.1, 2] pixels.
+    """
+
+    image_size: Annotated[int, Gt(0)] | tuple[Annotated[int, Gt(0)], Annotated[int, Gt(0)]] | None = None
+    shift: Annotated[int, Ge(0)] = 0
+    color_jitter: Share = 0.0
+    hue: Annotated[float, Ge(0), Le(0.5)] = 0.0
+    jitter_prob: Share = 1.0
+    grayscale: Share = 0.0
+    blur: Share = 0.0
+
+    def size(self, image_size: Size) -> Size:
+        """Height and width of the view of images of `image_size`."""
+        size = image_size if self.image_size is None else self.image_size
+        return (size, size) if isinstance(size, int) else size
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
@@ -17,15 +48,19 @@ class BatchSettings:
     flip: probability of mirroring left to right.
     color_jitter: x changes brightness, contrast and saturation of a crop, each by a factor in [1-x, 1+x], in random order.
     max_bad: share of the files that may be unreadable before the run stops.
+    repeats: crops of each image in a batch, each drawn for itself: first one of every image, then the next of every image.
+    views: further views of each crop by name, as {tokens: {image_size: 112}}.
     """
 
     batch_size: Annotated[int, Gt(0)] = 256
     workers: Annotated[int, Ge(0)] = 0
     crop_scale: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] = (0.2, 1.0)
     crop_ratio: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (3 / 4, 4 / 3)
-    flip: Annotated[float, Ge(0), Le(1)] = 0.5
-    color_jitter: Annotated[float, Ge(0), Le(1)] = 0.0
-    max_bad: Annotated[float, Ge(0), Le(1)] = 0.01
+    flip: Share = 0.5
+    color_jitter: Share = 0.0
+    max_bad: Share = 0.01
+    repeats: Annotated[int, Gt(0)] = 1
+    views: dict[str, ViewSettings] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

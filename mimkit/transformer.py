@@ -1,6 +1,7 @@
 """Parts that encoders and heads share around timm's transformer blocks: sizes, embedding, positions, initial weights."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -149,6 +150,19 @@ def block_at(block: Any, sequence: Float[Tensor, "B N D"], index: Int[Tensor, "B
     mixed = attn.proj(mixed.transpose(1, 2).flatten(2))
     chosen = gather_places(sequence, index) + block.drop_path1(block.ls1(mixed))
     return chosen + block.drop_path2(block.ls2(block.mlp(block.norm2(chosen))))
+
+
+def blocks_with_dropout(dim: int, depth: int, num_heads: int, mlp_ratio: float, dropout: float) -> nn.Sequential:
+    """timm's blocks with dropout of attention weights, of the attention's output and of both layers of the MLP."""
+    from timm.models.vision_transformer import Block
+
+    norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
+    return nn.Sequential(
+        *(
+            Block(dim, num_heads, mlp_ratio, True, norm_layer=norm_layer, proj_drop=dropout, attn_drop=dropout)
+            for _ in range(depth)
+        )
+    )
 
 
 class CrossAttention(nn.Module):

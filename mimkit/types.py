@@ -8,7 +8,7 @@ needs other values normalises.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -35,6 +35,7 @@ class Features:
     layers: each (B, N, D), the outputs of the blocks that were asked for, in their order, before the final norm.
     norm: the encoder's final norm, for heads that go on from `layers`.
     attn_bias: (num_heads, N, N), what every block adds to its attention (shared relative positions), or None.
+    code_embed: (K, D), what each code is embedded as where the encoder reads codes, for heads that are tied to it.
     """
 
     sequence: Float[Tensor, "B N D"]
@@ -43,6 +44,7 @@ class Features:
     layers: tuple[Float[Tensor, "B N D"], ...] = ()
     norm: Callable[[Tensor], Tensor] | None = None
     attn_bias: Float[Tensor, "H N N"] | None = None
+    code_embed: Float[Tensor, "K D"] | None = None
 
     @property
     def tokens(self) -> Float[Tensor, "B L D"]:
@@ -64,12 +66,13 @@ class Features:
 class Wanted:
     """What a target gives where a plain (B, L, D) tensor or (B, L) codes would not say all.
 
-    values: features (B, L, D) or codes (B, L).
-    cls: (B, D), wanted of the class token too.
+    values: features (B, L, D) or codes (B, L), of the places; of targets that read the mask at the predicted places alone;
+        None where nothing is wanted of single places.
+    cls: (B, D), wanted of the image as a whole: of the class token, or of what the head makes of all tokens.
     saliency: (B, L), higher where the target looks more closely; for masks that follow it.
     """
 
-    values: Float[Tensor, "B L D"] | Int[Tensor, "B L"]
+    values: Float[Tensor, "B L D"] | Int[Tensor, "B L"] | None
     cls: Float[Tensor, "B D"] | None = None
     saliency: Float[Tensor, "B L"] | None = None
 
@@ -78,16 +81,18 @@ class Wanted:
 class Prediction:
     """What a head gives where a plain tensor would not say all.
 
-    values: at the predicted places, (B, P, D) or (P_total, D).
-    cls: (B, D), the prediction of the target's class token.
+    values: at the predicted places, (B, P, D) or (P_total, D); None where only the whole image is predicted.
+    cls: (B, D), the prediction of what the target wants of the image as a whole.
     also: further predictions of the same wanted values; each adds its loss.
+    named: other predictions at those places, for objectives that ask for them: `prediction: main.latents`.
     losses: further terms by name, scalars, added with weight 1.
     metrics: what else is worth a look in the log (perplexity, …), scalars without gradient.
     """
 
-    values: Float[Tensor, "*places D"]
+    values: Float[Tensor, "*places D"] | None
     cls: Float[Tensor, "B D"] | None = None
     also: tuple[Float[Tensor, "*places D"], ...] = ()
+    named: dict[str, Float[Tensor, "*places E"]] = field(default_factory=dict)
     losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
@@ -99,15 +104,15 @@ class Output:
     loss: scalar, the weighted sum of `losses`.
     losses: {objective: scalar}, unweighted.
     prediction, target: the first objective's, at the predicted places: (B, P, D), or (P_total, D) for unequal counts;
-        the target is normalised, or codes (B, P).
+        the target is normalised, or codes (B, P). None where the first objective wants nothing of single places.
     mask: the mask that was used.
     metrics: {name: scalar}, what the heads tell besides.
     """
 
     loss: Float[Tensor, ""]
     losses: dict[str, Float[Tensor, ""]]
-    prediction: Float[Tensor, "*places D"]
-    target: Float[Tensor, "*places D"] | Int[Tensor, "*places"]
+    prediction: Float[Tensor, "*places D"] | None
+    target: Float[Tensor, "*places D"] | Int[Tensor, "*places"] | None
     mask: Mask
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
@@ -119,6 +124,7 @@ class Encoder(nn.Module):
     embed_dim: D, of what comes out. num_layers: number of blocks, for heads that read intermediate layers; 0: it gives none.
     in_chans, image_size, patch_size, grid: the geometry; grid = image_size / patch_size, rows first: the places of masks.
     out_grid: rows and columns of the tokens of a full image; fewer than `grid` where the encoder is hierarchical (Swin).
+    reads_codes: whether it reads codes in place of pixels; those that a target has found are then given as `codes`.
     """
 
     timm_model: Any
@@ -128,6 +134,7 @@ class Encoder(nn.Module):
     image_size: Size
     patch_size: int
     grid: Size
+    reads_codes: bool = False
 
     @property
     def out_grid(self) -> Size:
@@ -143,7 +150,7 @@ class Encoder(nn.Module):
 
 
 class Masking:
-    """Role: draws what is hidden. `feed`: whether the encoder is fed the visible places only, or all of them."""
+    """Role: draws what is hidden. `feed`: whether the encoder is fed the visible places only, all, or some of the hidden."""
 
     feed: Feed = "visible"
 
@@ -162,6 +169,12 @@ class Head(nn.Module):
     layers: tuple[int, ...] = ()
     reads_coarse: bool = False
 
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of its last layer, where adaptive weights compare gradients. Raises UserError where it has told none."""
+        name = type(self).__module__.rpartition(".")[2]
+        raise UserError(f"head '{name}' tells no last layer, which an adaptive weight needs: set adaptive=false")
+
     def forward(self, features: Features, mask: Mask) -> Tensor | Prediction:
         """The prediction at the predicted places, (B, P, D), or (P_total, D) for unequal counts."""
         raise NotImplementedError
@@ -172,16 +185,21 @@ class Target(nn.Module):
 
     normalizer, loss: the defaults that follow when a recipe takes this target.
     view: name of the view of the image that it reads.
+    reads: `image`: it runs first, and what it finds may guide the mask; `mask`: it is given the mask too, and gives values
+        at the predicted places alone; `prediction`: it is given what its head predicts, and nothing else.
     dim: width of a continuous target. vocab_size: number of codes of a discrete one. One of them is set.
     moving: whether its weights change while a run goes on; only then they are part of the run's checkpoints.
+    encoder_codes: whether its codes are those that the encoder reads, so that the encoder need not find them again.
     """
 
     normalizer: str = "none"
     loss: str = "mse"
     view: str = "image"
+    reads: Literal["image", "mask", "prediction"] = "image"
     dim: int | None = None
     vocab_size: int | None = None
     moving: bool = False
+    encoder_codes: bool = False
 
     def train(self, mode: bool = True) -> "Target":
         """Stays in eval mode."""
@@ -191,11 +209,14 @@ class Target(nn.Module):
         """Values (B, L, D) or codes (B, L) for all places of the encoder's grid."""
         raise NotImplementedError
 
-    def after_step(self, encoder: Encoder, progress: float) -> None:
-        """Called after each optimizer step; `progress` in [0, 1] of the run. A moving copy of the encoder moves here."""
+    def before_step(self, encoder: Encoder, head: Head, progress: float) -> None:
+        """Called between the backward pass and the optimizer step: a copy that moves here lags one step behind."""
 
-    def restart(self, encoder: Encoder) -> None:
-        """Called when the encoder's weights were set from outside: a copy of the encoder begins anew here."""
+    def after_step(self, encoder: Encoder, head: Head, progress: float) -> None:
+        """Called after each optimizer step; `progress` in [0, 1] of the run. A moving copy moves here."""
+
+    def restart(self, encoder: Encoder, head: Head) -> None:
+        """Called when the weights were set from outside, and once all is built: a copy begins anew here."""
 
 
 class Normalizer:
@@ -213,7 +234,9 @@ class Normalizer:
 
 
 class Loss:
-    """Role: compares. One number per place; the model takes their mean.
+    """Role: compares. One number per place, or one for all; the model takes their mean.
+
+    One with networks of its own is a torch module besides.
 
     direction_only: whether the length of a prediction does not count (cosine), so that it says nothing.
     """

@@ -20,6 +20,7 @@ WRAPPERS = ("model", "state_dict", "module", "model_state")  # keys under which 
 HARMLESS: list[Any] = [  # what authors' files may hold besides tensors and plain containers: their options
     argparse.Namespace,
     (OrderedDict, "yacs.config.CfgNode"),  # read as the dict that it is
+    (OrderedDict, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),  # the class, as a key
 ]
 
 

@@ -1,4 +1,4 @@
-"""Codes of a trained tokenizer. Source: BEiT v2 (arXiv 2208.06366, section 3.2), with the tokenizer of its section 3.1."""
+"""Codes of a trained tokenizer. Source: BEiT (arXiv 2106.08254, section 2), BEiT v2 (2208.06366), PeCo (2111.12710)."""
 
 from pathlib import Path
 
@@ -15,6 +15,7 @@ class VQ(Teacher):
     """Codes (B, L) of a frozen tokenizer, whose grid of codes must be the encoder's grid of places.
 
     checkpoint: folder of a run with head=quantizer, or of a tokenizer that `mimkit import` wrote.
+    view: name of the view of the image that it reads, one of data.views; image is the encoder's own.
     cache: whether each image's codes are kept, for recipes whose images come again unchanged.
     """
 
@@ -28,6 +29,7 @@ class VQ(Teacher):
         patch_size: int,
         grid: Size,
         checkpoint: str,
+        view: str = "image",
         cache: bool = False,
     ):
         encoder, head = load_tokenizer(Path(checkpoint))
@@ -35,7 +37,7 @@ class VQ(Teacher):
             raise UserError(_misfit(checkpoint, encoder.grid, grid, image_size, patch_size))
         as_they_are = (0.0,) * encoder.in_chans, (1.0,) * encoder.in_chans  # the tokenizer standardises for itself
         super().__init__(in_chans, encoder.image_size, *as_they_are, cache, encoder.in_chans)
-        self.encoder, self.head = encoder, head
+        self.encoder, self.head, self.view = encoder, head, view
         self.vocab_size = head.vocab_size
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> Wanted:

@@ -27,6 +27,9 @@ BEIT = {"name": "beit", "embed_dim": 24, "depth": 4, "num_heads": 3, "patch_size
 PLAIN = BEIT | {"init_values": None, "rel_pos": "none", "abs_pos": True}
 
 
+FIXED_BEIT = BEIT | {"rel_pos": "none", "abs_pos": "sincos"}
+
+
 SWIN = {"name": "swin", "embed_dim": 8, "depths": [2, 2, 2], "num_heads": [2, 2, 4], "window_size": 4, "patch_size": 4}
 
 
@@ -74,6 +77,23 @@ CASES = {  # layout: (shapes, encoder, head, feed, {ours: theirs})
             "head.predict.bias": "lm_head.bias",
             "head.blocks.1.attn.qkv.weight": "cls_pt_layers.1.attn.qkv.weight",
             "head.blocks.0.gamma_1": "cls_pt_layers.0.gamma_1",
+        },
+    ),
+    "CAE, encoder, regressor and decoder": (
+        published.cae(75), FIXED_BEIT, {"name": "regressor", "num_heads": 3}, "visible",
+        {
+            "head.mask_token": "mask_token",
+            "head.predict.weight": "pretext_neck.head.weight",
+            "head.regressor.3.attn.q.bias": "pretext_neck.regressor_blocks.3.cross_attn.q_bias",
+            "head.regressor.0.attn.k.weight": "pretext_neck.regressor_blocks.0.cross_attn.k.weight",
+            "head.regressor.1.norm_mlp.bias": "pretext_neck.regressor_blocks.1.norm2_cross.bias",
+            "head.regressor.1.norm_k.weight": "pretext_neck.regressor_blocks.1.norm1_k.weight",
+            "head.regressor.2.mlp.fc1.weight": "pretext_neck.regressor_blocks.2.mlp_cross.fc1.weight",
+            "head.regressor.2.gamma_1": "pretext_neck.regressor_blocks.2.gamma_1_cross",
+            "head.decoder.3.gamma_2": "pretext_neck.decoder_blocks.3.gamma_2",
+            "head.regressor_norm.weight": "pretext_neck.norm.weight",
+            "head.decoder_norm.weight": "pretext_neck.norm2.weight",
+            f"{TIMM}.blocks.3.attn.v_bias": "encoder.blocks.3.attn.v_bias",
         },
     ),
     "VQ-KD tokenizer": (

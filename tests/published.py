@@ -114,6 +114,22 @@ def beit2(target=20, aggregation=2, **size) -> Shapes:
     return shapes
 
 
+def cae(codes=20, blocks=4, **size) -> Shapes:
+    encoder = beit(**size, table=False, absolute=True)
+    width = encoder["cls_token"][2]
+    neck = norm("norm", width) | norm("norm2", width) | layer("head", codes, width)
+    for number in range(blocks):
+        name = f"regressor_blocks.{number}"
+        for part in ("norm1_q", "norm1_k", "norm1_v", "norm2_cross"):
+            neck |= norm(f"{name}.{part}", width)
+        neck |= mlp(name, width, "mlp_cross.fc1", "mlp_cross.fc2")
+        neck |= {f"{name}.gamma_{part}_cross": (width,) for part in (1, 2)}
+        neck |= {f"{name}.cross_attn.{part}.weight": (width, width) for part in "qkv"}
+        neck |= {f"{name}.cross_attn.{part}_bias": (width,) for part in "qv"}
+        neck |= layer(f"{name}.cross_attn.proj", width, width) | beit_block(f"decoder_blocks.{number}", width)
+    return prefixed("encoder.", encoder) | prefixed("pretext_neck.", neck) | mask_token(width)
+
+
 def maskdistill(target=20, **size) -> Shapes:
     shapes = prefixed("student.", beit(**size) | mask_token(**size))
     return prefixed("module.", shapes | layer("distill_head", target, shapes["student.cls_token"][2]))
@@ -213,6 +229,29 @@ def openmmlab_mae(decoder=40, decoder_depth=3, target=75, prompting=False, **siz
             del neck[f"{name}.attn.qkv.weight"], neck[f"{name}.attn.qkv.bias"]
             neck |= layer(f"{name}.attn.q", decoder, decoder) | layer(f"{name}.attn.kv", 2 * decoder, decoder)
     return shapes | prefixed("neck.", neck)
+
+
+def cmae(decoder=40, decoder_depth=3, hidden=36, dim=12, target=75, **size) -> Shapes:
+    """Names of the code; the copies are files' too."""
+    online = openmmlab_mae(decoder, decoder_depth, target, **size)
+    features = openmmlab_mae(decoder, 2, online["backbone.cls_token"][2], **size)
+    width = online["backbone.cls_token"][2]
+    shapes = {name: shape for name, shape in online.items() if name.startswith("backbone.")}
+    shapes |= {f"target_{name}": shape for name, shape in shapes.items() if not name.startswith("backbone.ln1.")}
+    for theirs, part in ((online, "pixel_decoder"), (features, "feature_decoder")):
+        shapes |= {
+            name.replace("neck.", f"{part}."): shape for name, shape in theirs.items() if name.startswith("neck.")
+        }
+    for name, wide in (("projector", width), ("target_projector", width), ("head.predictor", dim)):
+        shapes |= (
+            layer(f"{name}.fc0", hidden, wide) | {f"{name}.fc1.weight": (dim, hidden)} | norm(f"{name}.bn0", hidden)
+        )
+        shapes |= {
+            f"{name}.bn0.running_mean": (hidden,),
+            f"{name}.bn0.running_var": (hidden,),
+            f"{name}.bn0.num_batches_tracked": (),
+        }
+    return shapes
 
 
 def openmmlab_maskfeat(target=75, **size) -> Shapes:

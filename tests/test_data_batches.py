@@ -50,7 +50,7 @@ def photos(tmp_path):
 
 def take(batches: Batches, step: int, count: int) -> torch.Tensor:
     stream = batches.start(step)
-    taken = torch.stack(list(islice(stream, count)))
+    taken = torch.stack([views["image"] for views in islice(stream, count)])
     stream.close()
     return taken
 
@@ -177,6 +177,7 @@ def test_a_dead_worker_is_an_error_and_not_a_hang(photos):
     with pytest.raises(UserError, match=r"data\.workers"):
         for _ in range(1000):
             next(stream)
+    stream.close()
 
 
 def test_views_are_the_covering_centre_at_any_size():

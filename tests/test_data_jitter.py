@@ -89,14 +89,16 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_gives_the_same_colours(folder: Path, workers: int) -> None:
-    make = lambda n: Batches(Folder(path=str(folder)), (31, 23), 3, 5, seed=3, workers=n, color_jitter=0.4)  # noqa: E731
+    make = lambda n: Batches(Folder(path=str(folder)), (31, 23), 3, 5, seed=3, workers=n, change=ColorJitter(0.4))  # noqa: E731
     assert make(0).images is None
     assert torch.equal(take(make(workers), 1, 3), take(make(0), 0, 4)[1:])
 
 
 def test_a_decoded_image_and_one_in_memory_get_the_same_colours() -> None:
     whole = RandomCrop(scale=(1, 1), ratio=(1, 1), flip=0.5)
-    memory, decoded = (Batches(Shapes(num_images=7), (32, 32), 3, 3, crop=whole, color_jitter=0.5) for _ in range(2))
+    memory, decoded = (
+        Batches(Shapes(num_images=7), (32, 32), 3, 3, crop=whole, change=ColorJitter(0.5)) for _ in range(2)
+    )
     decoded.images = None
     assert memory.images is not None
     assert torch.equal(take(memory, 0, 4), take(decoded, 0, 4))
@@ -104,7 +106,7 @@ def test_a_decoded_image_and_one_in_memory_get_the_same_colours() -> None:
 
 def test_jitter_changes_colours_and_neither_order_nor_crops() -> None:
     """The plain batch, jittered here with the draws of its samples, is the jittered batch."""
-    make = lambda strength: Batches(Shapes(num_images=12), (16, 16), 3, 4, seed=5, color_jitter=strength)  # noqa: E731
+    make = lambda strength: Batches(Shapes(num_images=12), (16, 16), 3, 4, seed=5, change=ColorJitter(strength))  # noqa: E731
     plain, jittered = take(make(0.0), 0, 6), take(make(0.3), 0, 6)
     batches = make(0.3)
     for step, (images, expected) in enumerate(zip(plain, jittered)):

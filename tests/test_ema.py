@@ -13,7 +13,7 @@ from mimkit.draft import load_recipe
 from mimkit.encoders.vit import ViT
 from mimkit.errors import UserError
 from mimkit.train.loop import train
-from mimkit.types import Standardize
+from mimkit.types import Head, Standardize
 
 HEADS = 2
 
@@ -152,7 +152,7 @@ def test_buffers_move_too():
     target = EMA(encoder=net, layers=1, decay=0.75)
     net.scale += 4
     net.steps += 4
-    target.after_step(net, 0.5)
+    target.after_step(net, Head(), 0.5)
     assert target.encoder.scale.tolist() == [2.0, 3.0] and target.encoder.steps == 7
     assert torch.equal(target.encoder.standardize.mean, net.standardize.mean)
     assert torch.equal(target.encoder.timm_model.pos_embed, net.timm_model.pos_embed)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mimkit
 from mimkit import overrides, registry
@@ -13,6 +14,7 @@ from mimkit.errors import UserError
 from mimkit.model import build_encoder, build_head
 from mimkit.train.loop import train
 from mimkit.train.optim import build_optimizer, schedule
+from tests.test_dvae import published
 
 PAPERS = [name.removeprefix("imagenet/") for name in shipped() if name.startswith("imagenet/")]
 SMALL = [name for name in shipped() if "/" not in name]
@@ -30,6 +32,12 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "vqkd_vit_base": (2e-4, 1e-5, 0.0, 512, 100, 10, 1e-4, (0.9, 0.99), None, 0.08, 0.0),
     "beit2_vit_base": (1.5e-3, 1e-5, 0.0, 2048, 1600, 10, 0.05, (0.9, 0.999), 3.0, 0.2, 0.4),
     "beit2_vit_large": (1.5e-3, 1e-5, 0.0, 2048, 1600, 10, 0.05, (0.9, 0.999), 3.0, 0.2, 0.4),
+    "beit_vit_base": (1.5e-3, 1e-5, 0.0, 2048, 800, 10, 0.05, (0.9, 0.999), 3.0, 0.08, 0.4),
+    "beit_vit_base_plain": (1.5e-3, 1e-5, 0.0, 2048, 800, 10, 0.05, (0.9, 0.999), 3.0, 0.08, 0.4),
+    "beit_vit_large": (1.5e-3, 1e-5, 0.0, 2048, 800, 10, 0.05, (0.9, 0.999), 3.0, 0.08, 0.4),
+    "peco_beit_vit_base": (1.5e-3, 1e-5, 0.0, 2048, 800, 10, 0.05, (0.9, 0.999), 3.0, 0.08, 0.4),
+    "cae_vit_base": (1.5e-3, 1e-5, 0.0, 2048, 800, 20, 0.05, (0.9, 0.999), 3.0, 0.08, 0.0),
+    "cae_vit_large": (1.5e-3, 1e-5, 0.0, 2048, 1600, 40, 0.05, (0.9, 0.999), 3.0, 0.08, 0.0),
     "eva_vit_giant": (1e-3, 1e-5, 0.0, 4096, 150, 2, 0.05, (0.9, 0.98), 3.0, 0.2, 0.0),
     "eva02_vit_base": (1.5e-3, 1e-5, 0.0, 2048, 150, 1, 0.05, (0.9, 0.98), 3.0, 0.2, 0.0),
     "eva02_vit_tiny": (3e-3, 1e-5, 0.0, 4000, 240, 1, 0.05, (0.9, 0.98), 3.0, 0.2, 0.0),
@@ -39,6 +47,8 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "crossmae_vit_large": (2.4e-3, 0.0, 0.0, 4096, 800, 40, 0.05, (0.9, 0.95), None, 0.2, 0.0),
     "data2vec_vit_base": (2e-3, 1e-5, 0.0, 2048, 800, 10, 0.05, (0.9, 0.999), 3.0, 0.08, 0.4),
     "data2vec_vit_large": (1e-3, 1e-5, 0.0, 4096, 800, 80, 0.05, (0.9, 0.999), 3.0, 0.08, 0.4),
+    "mage_vit_base": (2.4e-3, 0.0, 0.0, 4096, 1600, 40, 0.05, (0.9, 0.95), 3.0, 0.2, 0.0),
+    "mage_vit_large": (2.4e-3, 0.0, 0.0, 4096, 1600, 40, 0.05, (0.9, 0.95), 3.0, 0.2, 0.0),
     "mae_vit_base": (2.4e-3, 0.0, 0.0, 4096, 800, 40, 0.05, (0.9, 0.95), None, 0.2, 0.0),
     "mae_vit_large": (2.4e-3, 0.0, 0.0, 4096, 800, 40, 0.05, (0.9, 0.95), None, 0.2, 0.0),
     "mae_vit_huge": (2.4e-3, 0.0, 0.0, 4096, 800, 40, 0.05, (0.9, 0.95), None, 0.2, 0.0),
@@ -82,6 +92,12 @@ def transformer_decoder(encoder: int, width: int, depth: int, out: int) -> int:
     return (encoder + 1) * width + width + depth * (12 * width**2 + 13 * width) + 2 * width + (width + 1) * out
 
 
+def regressor_and_decoder(width: int, depth: int, codes: int) -> int:
+    """CAE's: mask token, `depth` blocks of each kind, two norms, prediction; a block of the regressor has two norms more."""
+    block = 12 * width**2 + (2 + 1 + 4 + 1) * width + (4 + 2) * width
+    return width + depth * (2 * block + 4 * width) + 4 * width + (width + 1) * codes
+
+
 BASE_TABLE = shared_table(14, 12)
 PARAMETERS = {
     "mae_vit_base": 111_655_680,  # these five: the authors' own models or logs
@@ -89,6 +105,11 @@ PARAMETERS = {
     "beit2_vit_base": 106_143_056,
     "eva_vit_giant": 1_012_229_632,
     "eva_l": 316_576_768,
+    "beit_vit_base": plain_vit(768, 12, 196, 16, 0, 2, 2) + BASE_TABLE + 768 + 769 * 8192,
+    "beit_vit_large": plain_vit(1024, 24, 196, 16, 0, 2, 2) + shared_table(14, 16) + 1024 + 1025 * 8192,
+    "beit_vit_base_plain": plain_vit(768, 12, 196, 16, 1, 2, 0) + 768 + 769 * 8192,
+    "cae_vit_base": plain_vit(768, 12, 196, 16, 0, 2, 2) + regressor_and_decoder(768, 4, 8192),
+    "cae_vit_large": plain_vit(1024, 24, 196, 16, 0, 2, 2) + regressor_and_decoder(1024, 4, 8192),
     "mae_vit_large": plain_vit(1024, 24, 196, 16, 0, 3, 0) + transformer_decoder(1024, 512, 8, 768),
     "mae_vit_huge": plain_vit(1280, 32, 256, 14, 0, 3, 0) + transformer_decoder(1280, 512, 8, 588),
     "milan_vit_base": plain_vit(768, 12, 196, 16, 0, 3, 0) + transformer_decoder(768, 512, 8, 512),
@@ -123,7 +144,7 @@ def width_of(name: str) -> int:
     target, encoder = paper(name).objectives["main"].target, paper(name).encoder.options
     if target.name == "clip":
         return WIDTHS[target.options["model"]] if target.options["proj"] else 768
-    codes_or_features = {"timm": 1024, "vq": 8192, "hog": 108}
+    codes_or_features = {"timm": 1024, "vq": 8192, "dvae": 8192, "hog": 108}
     if target.name == "ema":
         return 1024 if encoder["size"] == "large" else 768
     return codes_or_features.get(target.name, 3 * encoder["patch_size"] ** 2)
@@ -155,9 +176,9 @@ def test_the_tokenizer_has_its_layout() -> None:
 
 
 def test_what_does_not_decay_where_the_authors_say_so() -> None:
-    """BEiT v2: tokens' class and nothing else; SimMIM's Swin: the mask token; MaskFeat decays class token and positions."""
+    """BEiT v2: tokens' class and nothing else; SimMIM's Swin: the mask token; MaskFeat and CAE: all decay."""
     kept: dict[str, set[str]] = {}
-    for name in ("beit2_vit_base", "simmim_swin_base", "maskfeat_vit_base", "vqkd_vit_base"):
+    for name in ("beit2_vit_base", "simmim_swin_base", "maskfeat_vit_base", "cae_vit_base", "vqkd_vit_base"):
         both = torch.nn.ModuleDict(dict(zip(("encoder", "head"), built(name, 64))))
         names = {id(p): key for key, p in both.named_parameters()}
         group = build_optimizer(both, paper(name).optim).param_groups[0]["params"]
@@ -166,6 +187,7 @@ def test_what_does_not_decay_where_the_authors_say_so() -> None:
         "beit2_vit_base": {"timm_model.cls_token"},
         "simmim_swin_base": {"mask_token"},
         "maskfeat_vit_base": set(),
+        "cae_vit_base": set(),
         "vqkd_vit_base": {
             "timm_model.cls_token", "timm_model.pos_embed", "head.decoder.cls_token", "head.decoder.pos_embed"
         },
@@ -175,16 +197,26 @@ def test_what_does_not_decay_where_the_authors_say_so() -> None:
 TARGETS = registry.names("target")  # before a test brings a plug-in's
 SHRUNK = ["image_size=16", "data.num_images=16", "data.num_test=4", "data.batch_size=8", "train.device=cpu"]
 REFUSED = {("simmim", "ema"): "needs a token for each place"} | {
-    ("milan", target): "follows a target's saliency" for target in ("pixels", "norm_pixels", "hog", "timm", "vq", "ema")
+    ("milan", target): "follows a target's saliency"
+    for target in ("pixels", "norm_pixels", "hog", "timm", "vq", "dvae", "ema")
 }
+REFUSED |= {(name, "momentum"): "target 'momentum'" for name in SMALL}
+REFUSED |= {(name, "codes"): "this one reads pixels" for name in SMALL}
+REFUSED |= {(name, "twin"): "compares two crops of each image" for name in SMALL}
+READ_CODES = ("mage", "mage_c")
+for name in READ_CODES:
+    REFUSED |= {(name, target): "predicts the codes that the encoder reads" for target in {*TARGETS} - {"momentum"}}
+    del REFUSED[name, "codes"], REFUSED[name, "vq"]
+REFUSED["mage", "twin"] = "compares two crops of each image"
 
 
 @pytest.fixture(scope="module")
 def tokenizer(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of the small tokenizer after two steps."""
+    """The run of the small tokenizer after two steps, and beside it DALL-E's."""
     folder = tmp_path_factory.mktemp("runs") / "vqkd-1"
     short = ["train.max_steps=2", "probe.every=0", f"target.model=local-dir:{clip_folder}"]
     train(load_recipe("vqkd", ["data=shapes", *SHRUNK, *short]), folder)
+    save_file(published(), folder / "dalle.safetensors")
     return folder
 
 
@@ -194,7 +226,10 @@ def swapped(target: str, clip_folder: Path, tokenizer: Path) -> list[str]:
         "clip": [f"target.model=local-dir:{clip_folder}"],
         "timm": ["target.model=test_vit", "target.pretrained=false"],
         "vq": [f"target.checkpoint={tokenizer}"],
-    }
+        "dvae": [
+            f"target.weights={tokenizer / 'dalle.safetensors'}", "target.view=tokens", "data.views.tokens.image_size=32"
+        ],
+    }  # fmt: skip
     return [f"target={target}", *needed.get(target, [])]
 
 
@@ -215,8 +250,9 @@ def test_every_small_recipe_takes_every_target(name: str, clip_folder: Path, tok
     """One word swaps it: head, normalizer and loss follow. Otherwise one line says why not."""
     own = overrides.section(draft(name).tree, ("target",))
     own = own if isinstance(own, str) else own["name"]
+    more = [f"encoder.tokenizer={tokenizer}"] if name in READ_CODES else []
     for target in TARGETS:
-        recipe = load_recipe(name, ["data=shapes", *SHRUNK, *swapped(target, clip_folder, tokenizer)])
+        recipe = load_recipe(name, ["data=shapes", *SHRUNK, *more, *swapped(target, clip_folder, tokenizer)])
         main = recipe.objectives["main"]
         if target != own:
             component: Any = registry.find("target", target)

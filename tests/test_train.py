@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mimkit.data.jitter import ColorJitter
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.schedule import Schedule
@@ -116,20 +117,20 @@ def test_a_non_finite_loss_stops_before_the_weights_are_touched(
     tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mimkit.losses import mse
-    from mimkit.train import loop
+    from mimkit.train import step
 
     calls = iter(range(100))  # the first is the trial before the folder is made
     right = mse.__call__
     monkeypatch.setattr(mse, "__call__", lambda self, p, w: right(self, p, w) * (math.nan if next(calls) == 5 else 1))
     seen: dict[str, torch.Tensor] = {}
-    update = loop.update
+    update = step.update
 
     def watch(run: Any, loss: torch.Tensor, norm: torch.Tensor) -> None:
         seen.update({name: p.detach().clone() for name, p in run.model.named_parameters()})
         seen["model"] = run.model
         update(run, loss, norm)
 
-    monkeypatch.setattr(loop, "update", watch)
+    monkeypatch.setattr(step, "update", watch)
     with pytest.raises(UserError, match="step 5: the loss or its gradient is not finite") as caught:
         train(load_recipe(tiny, ["probe.every=0"]), tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -138,8 +139,8 @@ def test_a_non_finite_loss_stops_before_the_weights_are_touched(
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path, tiny: dict[str, Any]) -> None:
-    from mimkit.train.loop import backward
     from mimkit.train.session import prepare
+    from mimkit.train.step import backward
 
     gradients = []
     for parts in (1, 4):
@@ -192,5 +193,5 @@ def test_a_run_draws_batches_as_the_recipe_says(tmp_path: Path, tiny: dict[str, 
     """Every option of the batches arrives: a run whose option is left out would train on other images."""
     tiny["data"] |= {"color_jitter": 0.4, "crop_scale": [0.3, 0.9], "crop_ratio": [0.9, 1.1], "flip": 0.25}
     batches = prepare(load_recipe(tiny), tmp_path / "run", resume=False).batches
-    assert batches.jitter is not None
+    assert batches.looks.change == ColorJitter(0.4)
     assert (batches.crop.scale, batches.crop.ratio, batches.crop.flip) == ((0.3, 0.9), (0.9, 1.1), 0.25)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mimkit.model import Model, Objective
+from mimkit.model import Model
+from mimkit.objective import Objective
 from mimkit.quick import ONEDNN
 from mimkit.teachers.teacher import Teacher
 
@@ -50,17 +51,19 @@ def cost_of(model: Model) -> Cost:
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
     with _plain_attention():
+        views = model.views(images())
+        mask, *_ = model.predict(views, generator=generator)
         with _counter() as of_targets:
-            views = {"image": images()}
             for objective in objectives:
-                objective.wanted(views)
+                if objective.target.reads != "prediction":
+                    objective.wanted(views, mask if objective.target.reads == "mask" else None)
         with _counter() as of_step:
             model(images(), generator=generator).loss.backward()
     main = objectives[0].target
     return Cost(
         step=of_step.get_total_flops() / COUNTED,
         target=of_targets.get_total_flops() / COUNTED,
-        parameters=sum(map(size, (encoder, *(objective.head for objective in objectives)))),
+        parameters=size(encoder) + sum(size(each.head) for each in objectives if each.head is not None),
         encoder_parameters=size(encoder),
         target_parameters=size(main),
         taught=isinstance(main, Teacher) and main.dim is not None,

@@ -15,6 +15,7 @@ from mimkit.recipe import Recipe, lists
 from mimkit.settings import BatchSettings
 
 PRACTICAL = {"batch_size", "workers", "max_bad"}  # what of `data` does not say which images are seen, and how
+OWN = {"batch_size", "repeats", "views"}  # what of `data` belongs to a recipe's method
 LENGTHS = ("train.epochs", "train.max_steps")
 
 
@@ -119,11 +120,11 @@ class Plan:
         return self._made[full]
 
     def _shared(self, name: str) -> tuple[dict[str, Any], dict[overrides.Path, str]]:
-        """A recipe's tree with the images of the first one, their size and their crops; the batch stays its own."""
+        """A recipe's tree with the images of the first one, their size and their crops; batch and further views stay its own."""
         tree, places = read(self.sources[name])
         first, first_places = deepcopy(self.first)
-        batch = {key: value for key, value in _data(tree).items() if key == "batch_size"}
-        tree["data"] = {key: value for key, value in _data(first).items() if key != "batch_size"} | batch
+        own = {key: value for key, value in _data(tree).items() if key in OWN}
+        tree["data"] = {key: value for key, value in _data(first).items() if key not in OWN} | own
         tree["image_size"] = first.get("image_size")
         return tree, places | {
             path: at for path, at in first_places.items() if path[:1] in (("data",), ("image_size",))

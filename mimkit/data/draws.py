@@ -19,6 +19,7 @@ class Stream(IntEnum):
     SHAPES_TRAIN = 3
     SHAPES_TEST = 4
     COLOR = 5
+    VIEW = 6
 
 
 def raw(seed: int, epoch: int, stream: Stream, count: int, start: int = 0) -> np.ndarray:

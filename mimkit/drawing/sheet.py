@@ -30,7 +30,7 @@ def draw_sheet(
     path: Path,
     legend: Mapping[str, Colour] | None = None,
 ) -> None:
-    """Write images in [0, 1] as a PNG: a column per entry under its title (which may have several lines).
+    """Write images in [0, 1] as a PNG: a column per entry under its title (which may have several lines), of any length.
 
     Every pixel becomes a square of whole pixels, so that colours and edges are exact.
     legend: what colours mean, below the images.
@@ -38,7 +38,7 @@ def draw_sheet(
     from matplotlib.figure import Figure
 
     first = next(iter(columns.values()))
-    rows, (height, width) = len(first), first.shape[2:]
+    rows, (height, width) = max(map(len, columns.values())), first.shape[2:]
     scale = math.ceil(TILE / max(height, width))
     height, width = height * scale, width * scale
     pitch = max(width, TILE) + GAP

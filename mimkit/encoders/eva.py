@@ -82,7 +82,7 @@ class Eva(Encoder):
             use_rot_pos_emb=True,
             ref_feat_shape=ROTARY_GRID,
         )
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim)) if feed == "all" else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim)) if feed != "visible" else None
         quicken(self.timm_model)
         self._init_weights(sub_norm)
 

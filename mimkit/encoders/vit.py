@@ -91,7 +91,7 @@ class ViT(Encoder):
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             weight_init="skip",
         )
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim)) if feed == "all" else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim)) if feed != "visible" else None
         self.timm_model.norm.requires_grad_(final_norm)
         quicken(self.timm_model)
         self._init_weights(init, pos_embed, pos_first)

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from mimkit.errors import UserError
-from mimkit.model import Model, Objective
+from mimkit.model import Model
 from mimkit.normalizers import none
+from mimkit.objective import Objective
 from mimkit.types import Images, Mask, Size, as_float
 
 
@@ -94,13 +95,14 @@ def reconstruct(model: Model, images: Images, seed: int = 0) -> Reconstruction:
         images = images.to(device)
         drawn = model(images, generator=torch.Generator().manual_seed(seed)).mask
         mask = Mask.from_hidden(drawn.hidden, drawn.hidden | drawn.predicted, drawn.fed, drawn.grid)
-        predicted = model(images, mask=mask).prediction.float()
+        predicted = model(images, mask=mask).prediction
         objective: Objective = next(iter(model.objectives.values()))  # type: ignore[assignment]
-        target = objective.wanted({"image": images}).values
+        target = objective.wanted(model.views(images)).values
     finally:
         model.train(training)
-    prediction = predicted.new_zeros(*mask.hidden.shape, predicted.shape[-1])
-    prediction[mask.predicted] = predicted.flatten(0, -2)
+    assert predicted is not None and target is not None, "the first objective predicts places"
+    prediction = predicted.new_zeros(*mask.hidden.shape, predicted.shape[-1], dtype=torch.float32)
+    prediction[mask.predicted] = predicted.float().flatten(0, -2)
     target = target.float() if target.is_floating_point() else target
     mask = replace(mask, grid=model.encoder.grid)
     return Reconstruction(as_float(images), mask, prediction, target, objective)
@@ -108,6 +110,8 @@ def reconstruct(model: Model, images: Images, seed: int = 0) -> Reconstruction:
 
 def reconstruction_scores(model: Model, images: Images, seed: int = 0) -> dict[str, float]:
     """How well the hidden places of images (B, C, H, W) are predicted, all images as one batch; only for pixel targets.
+
+    Where nothing is hidden, the whole images are scored: mse, and psnr: mean over the images of 10 log10(1 / mse), in dB.
 
     mse: mean squared error over the pixels of all hidden places, images in [0, 1] (predictions are clamped to it);
         where the normalizer took each patch's mean and variance, the visible neighbours' are given back.
@@ -119,14 +123,15 @@ def reconstruction_scores(model: Model, images: Images, seed: int = 0) -> dict[s
         sum of squares / sum of squares around the mean patch; 1 is perfect, 0 is the mean patch, negative is worse.
     r2_neighbours: the same of the mean of the neighbours' normalised patches.
 
-    Raises UserError where the target is not made of pixels or the mask hides nothing.
+    Raises UserError where the target is not made of pixels.
     """
     found = reconstruct(model, images, seed)
     target = found.objective.target
     if not isinstance(target, ToImages):
         raise UserError(f"the target '{type(target).__name__}' is not made of pixels: there is no image to score")
     if not found.mask.hidden.any():
-        raise UserError("the mask hides nothing: there is no reconstruction to score")
+        errors = (found.pixels(found.from_truth()) - found.images).square().mean((1, 2, 3))
+        return {"mse": errors.mean().item(), "psnr": -10 * errors.log10().mean().item()}
     hidden = place_pixels(found.mask.hidden[..., None], found.grid, found.images)
 
     def mse(images: Float[Tensor, "B C H W"]) -> float:

@@ -26,6 +26,7 @@ class TargetEncoder(Encoder):
     def forward(self, images: Images, mask: Mask | None = None, layers: Sequence[int] = ()) -> Features:
         """Features of the full image; `mask` and `layers` are not for teachers."""
         wanted: Wanted = self.teacher(images)
+        assert wanted.values is not None
         return Features(wanted.values, grid=self.grid)
 
 

@@ -38,9 +38,9 @@ class Crops:
         )
 
     def __iter__(self) -> Iterator[Labelled]:
-        for step, images in enumerate(self.batches.start()):
+        for step, views in enumerate(self.batches.start()):
             _, samples = self.batches.plan.samples(step)
-            yield Labelled(encode_alike(self.encoder, images, self.kind), labels_of(self.source, samples))
+            yield Labelled(encode_alike(self.encoder, views["image"], self.kind), labels_of(self.source, samples))
 
 
 def train_on_crops(

@@ -43,7 +43,7 @@ class Decoder(Head):
 
         norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
         self.embed = nn.Linear(encoder_dim, embed_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if feed == "visible" else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if feed != "all" else None
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", decoder_positions(grid, embed_dim, num_heads, pos_first))
         self.blocks = nn.ModuleList(
@@ -77,7 +77,7 @@ class Decoder(Head):
         if mask.fed is None:
             places = fed + positions
         else:
-            assert self.mask_token is not None  # feed is visible
+            assert self.mask_token is not None  # not all are fed
             rows = torch.arange(len(fed), device=fed.device)[:, None]
             blank = (self.mask_token + positions).to(fed.dtype).expand(len(fed), -1, -1)
             places = blank.index_put((rows, mask.fed), fed + positions[0, mask.fed].to(fed.dtype))

@@ -11,19 +11,10 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mimkit.codebook import (
-    from_first_rank,
-    kmeans,
-    moved,
-    nearest,
-    perplexity,
-    random_rows,
-    straight_through,
-    totals,
-)
+from mimkit.codebook import in_use, kmeans, moved, nearest, perplexity, revive, straight_through, totals
 from mimkit.errors import UserError
 from mimkit.quick import quicken
 from mimkit.types import Features, Feed, Head, Mask, Prediction, Size
@@ -135,22 +126,16 @@ class Quantizer(Head):
         if self.training:
             self.codebook.copy_(moved(self.codebook, sums, counts, self.decay))
             self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
-        in_use = self.counts > self.counts.mean() / 100
+        used = in_use(self.counts).to(counts.dtype).mean()
         if self.training and self.revive:
-            self._replace(~in_use, vectors)
-        return quantized, {"perplexity": perplexity(counts), "codes_used": in_use.to(counts.dtype).mean()}
+            revive(self.codebook, self.counts, vectors)
+        return quantized, {"perplexity": perplexity(counts), "codes_used": used}
 
     def _start(self, vectors: Float[Tensor, "rows d"]) -> None:
         """Fill a blank codebook with the cluster means of the first training batch."""
         if not self._started and not self.codebook.any():
             self.codebook.copy_(kmeans(vectors, self.vocab_size))
         self._started = True
-
-    def _replace(self, dead: Bool[Tensor, "K"], vectors: Float[Tensor, "rows d"]) -> None:
-        """Put random vectors of the batch in the place of dead codes; they begin with the average count."""
-        fresh = from_first_rank(random_rows(vectors, self.vocab_size))
-        self.codebook.copy_(torch.where(dead[:, None], fresh, self.codebook))
-        self.counts.copy_(torch.where(dead, self.counts.mean(), self.counts))
 
 
 def _layers(in_dim: int, out_dim: int) -> nn.Sequential:

@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mimkit.errors import UserError
+from mimkit.geometry import PlainFeed
 from mimkit.masks._count import hidden_count
-from mimkit.types import Feed, Mask, Masking, Size
+from mimkit.types import Mask, Masking, Size
 
 ATTEMPTS = 10  # per block, as the authors
 PATIENCE = 1000  # times ten attempts without a new place, before rule 'blocks' gives up
@@ -41,7 +42,7 @@ class Block(Masking):
         max_area: Annotated[int, Gt(0)] | None = None,
         min_aspect: Annotated[float, Gt(0), Le(1)] = 0.3,
         edges: bool = True,
-        feed: Feed = "visible",
+        feed: PlainFeed = "visible",
     ):
         if feed == "visible" and rule == "at_most":
             raise UserError(

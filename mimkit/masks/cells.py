@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.errors import UserError
+from mimkit.geometry import PlainFeed
 from mimkit.masks._count import Rounding, hidden_count
-from mimkit.types import Feed, Mask, Masking, Size
+from mimkit.types import Mask, Masking, Size
 
 
 class Cells(Masking):
@@ -27,7 +28,7 @@ class Cells(Masking):
         ratio: Annotated[float, Gt(0), Lt(1)] = 0.6,
         cell: Annotated[int, Gt(0)] = 2,
         rounding: Rounding = "ceil_hidden",
-        feed: Feed = "all",
+        feed: PlainFeed = "all",
     ):
         self.ratio, self.cell, self.rounding, self.feed = ratio, cell, rounding, feed
 

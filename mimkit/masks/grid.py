@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.errors import UserError
-from mimkit.types import Feed, Mask, Masking, Size
+from mimkit.geometry import PlainFeed
+from mimkit.types import Mask, Masking, Size
 
 
 class Grid(Masking):
@@ -14,7 +15,7 @@ class Grid(Masking):
     feed: whether the encoder is fed the visible places only, or all with mask tokens.
     """
 
-    def __init__(self, *, feed: Feed = "visible"):
+    def __init__(self, *, feed: PlainFeed = "visible"):
         self.feed = feed
 
     def draw(

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.errors import UserError
+from mimkit.geometry import PlainFeed
 from mimkit.masks._count import Rounding, hidden_count
 from mimkit.masks._order import Predict, mask_from_order
-from mimkit.types import Feed, Mask, Masking, Size
+from mimkit.types import Mask, Masking, Size
 
 
 class Random(Masking):
@@ -33,7 +34,7 @@ class Random(Masking):
         rounding: Rounding = "floor_visible",
         predict: Predict = "hidden",
         predict_ratio: Annotated[float, Gt(0), Lt(1)] | None = None,
-        feed: Feed = "visible",
+        feed: PlainFeed = "visible",
     ):
         if predict_ratio is not None and (count is not None or predict == "all"):
             raise UserError(

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.errors import UserError
+from mimkit.geometry import PlainFeed
 from mimkit.masks._count import Rounding, hidden_count
 from mimkit.masks._order import Predict, mask_from_order
-from mimkit.types import Feed, Mask, Masking, Size
+from mimkit.types import Mask, Masking, Size
 
 FLOOR = 1e-30  # of a saliency: an underflow to zero must not stop the sampling; in float64 it still ranks last
 
@@ -34,7 +35,7 @@ class Semantic(Masking):
         count: Annotated[int, Gt(0)] | None = None,
         rounding: Rounding = "floor_visible",
         predict: Predict = "hidden",
-        feed: Feed = "visible",
+        feed: PlainFeed = "visible",
     ):
         self.ratio, self.count, self.rounding, self.predict, self.feed = ratio, count, rounding, predict, feed
 

@@ -23,13 +23,14 @@ def draw_reconstructions(model: Model, images: Images, path: Path, seed: int = 0
     The mask is drawn from `seed`, so that pictures of one run are comparable. Grey is hidden, or not predicted: the
     prediction is shown where something is hidden or the loss counts, nowhere else, since elsewhere nothing is trained.
     Pixel targets: the prediction pasted into the visible part, and alone. If a normalizer took each patch's mean and
-    variance, both are drawn with those of the visible neighbours; once more pasted with the true ones, titled so.
+    variance, both are drawn with those of the visible neighbours; once more pasted with the true ones, titled so. Where
+    nothing is hidden (a tokenizer): the reconstruction beside the original.
     Other continuous targets: target and prediction by the target's first three principal components, and the loss of
     each place. Codes: where the most likely code is right.
     """
     found = reconstruct(model, images[:ROWS], seed)
     columns = _shared_columns(found) | _masked_columns(found)
-    if isinstance(found.objective.target, ToImages):
+    if isinstance(found.objective.target, ToImages) and found.mask.hidden.any():
         columns |= _further_pixel_columns(found)
     draw_sheet(columns, _caption(model, found, f"mask: {model.recipe.mask.name}, grey is hidden"), path)
 
@@ -59,7 +60,9 @@ def _shared_columns(found: Reconstruction) -> Columns:
 
 
 def _masked_columns(found: Reconstruction) -> Columns:
-    """What the encoder sees, and what is predicted from it."""
+    """What the encoder sees, and what is predicted from it; where nothing is hidden (a tokenizer), the reconstruction."""
+    if not found.mask.hidden.any() and isinstance(found.objective.target, ToImages):
+        return {"reconstruction": rgb(found.pixels(found.from_truth()))}
     share = 100 * found.mask.hidden.float().mean().item()
     hidden = _on_pixels(found.mask.hidden[..., None], found)
     columns = {f"masked, {share:.0f} % hidden:\nwhat the encoder sees": torch.where(hidden, GREY, rgb(found.images))}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mimkit.data.survey import survey
 from mimkit.recipe import Recipe
-from mimkit.train.loop import backward, update
 from mimkit.train.memory import keep_large_blocks, peak_memory
 from mimkit.train.session import prepare
+from mimkit.train.step import step
 
 TIMED_STEPS = 2  # after a first one, which is slower
 
@@ -31,8 +31,7 @@ def report(recipe: Recipe) -> Iterator[str]:
         for number in range(1 + TIMED_STEPS):
             if number == 1:
                 began = time.perf_counter()
-            losses, norm = backward(run, next(stream))
-            update(run, losses["loss"], norm)
+            losses, _ = step(run, next(stream))
         loss = losses["loss"].item()
         rate = TIMED_STEPS * run.batches.batch_size / (time.perf_counter() - began)
         total = run.rate.total_steps * run.batches.batch_size / rate

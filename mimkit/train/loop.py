@@ -1,14 +1,13 @@
-"""The training loop. `fit` is the page to read: probe, batch, gradient, update, log, save, draw."""
+"""The training loop. `fit` is the page to read: probe, batch, step, log, save, draw."""
 
 import json
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mimkit.disk import write_text
@@ -22,6 +21,7 @@ from mimkit.train.log import Clock, Progress
 from mimkit.train.memory import keep_large_blocks, peak_memory
 from mimkit.train.run import read_metrics
 from mimkit.train.session import Run, prepare
+from mimkit.train.step import check_finite, step
 from mimkit.weights import checkpoint
 from mimkit.weights.handover import save_encoder
 from mimkit.weights.tokenizer import save_tokenizer
@@ -79,15 +79,10 @@ def fit(run: Run, progress: Progress, stop: StopRequest) -> None:
         with aside(run, clock):
             probe(run, progress, stop)
         began = time.perf_counter()
-        images = next(stream)
+        views = next(stream)
         clock.wait(time.perf_counter() - began)
-        for group in run.optimizer.param_groups:
-            group["lr"] = run.rate(run.step)
-        losses, norm = backward(run, images)
-        update(run, losses["loss"], norm)
-        run.step += 1
-        run.model.after_step(run.step / run.rate.total_steps)
-        clock.images += len(images)
+        losses, norm = step(run, views)
+        clock.images += run.batches.batch_size
         if run.step % run.recipe.train.log_every == 0 or run.done:
             log(run, losses, norm, clock, progress)
         with aside(run, clock):
@@ -101,56 +96,6 @@ def fit(run: Run, progress: Progress, stop: StopRequest) -> None:
         save(run, progress, must=True)
         if run.done:
             draw(run)
-
-
-def backward(run: Run, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradient of the batch, part by part where memory is short; losses and metrics by name, the gradient's norm; unread.
-
-    All randomness of a step depends on (seed, step) alone, so that a resumed run draws the same masks.
-    """
-    train, parts = run.recipe.train, run.recipe.train.accumulate
-    torch.manual_seed(step_seed(run.recipe.seed, run.step))
-    generator = torch.Generator().manual_seed(step_seed(run.recipe.seed, run.step))
-    half = train.precision == "bf16" or (train.precision == "auto" and run.device.type == "cuda")
-    run.optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, Tensor] = {}
-    for part in images.chunk(parts):
-        with torch.autocast(run.device.type, torch.bfloat16) if half else nullcontext():
-            out = run.model(part, generator=generator)
-        (out.loss / parts).backward()
-        terms = {f"loss_{name}": value for name, value in out.losses.items()} if len(out.losses) > 1 else {}
-        more = {name.removeprefix("main."): value for name, value in out.metrics.items()}
-        for name, value in {"loss": out.loss, **terms, **more}.items():
-            sums[name] = sums.get(name, 0) + value.detach() / parts
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), train.clip_grad or float("inf"))
-    return sums, norm
-
-
-def update(run: Run, loss: Tensor, norm: Tensor) -> None:
-    """Step the optimizer, unless loss or gradient is not finite: then nothing is touched, on any device without a wait."""
-    bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
-    run.first_bad = torch.where(bad & (run.first_bad < 0), run.step + 1, run.first_bad)
-    run.optimizer.grad_scale, run.optimizer.found_inf = None, (run.first_bad >= 0).float()  # type: ignore[attr-defined]
-    run.optimizer.step()
-    run.meter += torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
-    if run.device.type == "cpu":
-        check_finite(run)
-
-
-def check_finite(run: Run) -> None:
-    """Raise UserError if some step was not finite; on a GPU this waits for it."""
-    step = int(run.first_bad)
-    if step < 0:
-        return
-    raise UserError(
-        f"step {step}: the loss or its gradient is not finite; the step was not taken, and the checkpoints in "
-        f"{run.folder} are sound. Lower optim.base_lr (or optim.lr), lengthen train.warmup_epochs or set train.clip_grad"
-    )
-
-
-def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """A seed for one step of one rank."""
-    return (seed * 1_000_003 + step * 8_191 + rank) % 2**63
 
 
 def log(run: Run, losses: dict[str, Tensor], norm: Tensor, clock: Clock, progress: Progress) -> None:
@@ -191,7 +136,7 @@ def save(run: Run, progress: Progress, must: bool = False) -> None:
     state = {"seconds": run.seconds, "meter": run.meter.tolist()}
     try:
         keep = run.recipe.train.keep_checkpoints
-        checkpoint.save(run.folder / "checkpoints", run.step, run.model, run.optimizer, state, keep)
+        checkpoint.save(run.folder / "checkpoints", run.step, run.model, run.optimizers, state, keep)
         save_encoder(run.folder, run.model.encoder, run.recipe.encoder.name, run.recipe.encoder.options)
         save_tokenizer(run.folder, run.model)
         run.failed_saves = 0
@@ -251,8 +196,7 @@ def finish(run: Run, exit_reason: str) -> dict[str, Any]:
     scores = [line for line in lines if line.get("probe") == "knn"]
     watched: dict[str, Any] = next((line for line in reversed(lines) if line.get("probe") == "health"), {})
     objective: Any = next(iter(run.model.objectives.values()))
-    # of other targets, or where nothing is hidden, there is no image to score
-    pixels = isinstance(objective.target, ToImages) and run.recipe.mask.name != "none"
+    pixels = isinstance(objective.target, ToImages)  # of other targets there is no image to score
     images = sample_views(run.data, run.model.encoder, SCORED) if run.done and pixels else None
     scored = {} if images is None else reconstruction_scores(run.model, images)
     summary = {

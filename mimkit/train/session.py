@@ -1,19 +1,23 @@
 """Everything a run works on, put together before the first step."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mimkit.data.batches import Batches
 from mimkit.data.crops import RandomCrop
+from mimkit.data.jitter import ColorJitter
 from mimkit.data.open import Data, open_data
 from mimkit.errors import UserError
 from mimkit.model import Model, build
 from mimkit.recipe import Recipe
 from mimkit.schedule import Schedule
 from mimkit.train.log import Metrics
+from mimkit.train.opponent import Opponent, opponents
 from mimkit.train.optim import build_optimizer, schedule
 from mimkit.train.probe import Probe
 from mimkit.train.run import BadFiles, begin_folder, check_same
@@ -27,6 +31,7 @@ class Run:
     step: optimizer steps that are done.
     seconds: of training, probes and pictures, over all resumes.
     meter: sum of the losses since the last line of metrics, and the number of steps.
+    opponents: the discriminators that learn against the model.
     first_bad: first step whose loss or gradient was not finite; -1 while there is none.
     """
 
@@ -34,6 +39,7 @@ class Run:
     folder: Path
     model: Model
     optimizer: torch.optim.AdamW
+    opponents: list[Opponent]
     data: Data
     batches: Batches
     rate: Schedule
@@ -55,6 +61,24 @@ class Run:
         """Whether all steps are done."""
         return self.step >= self.rate.total_steps
 
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The model's, and those of the discriminators that learn against it."""
+        return [self.optimizer, *(opponent.optimizer for opponent in self.opponents)]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """In what the model computes: in bf16 where the recipe, or a GPU, wants it."""
+        precision, kind = self.recipe.train.precision, self.device.type
+        half = precision == "bf16" or (precision == "auto" and kind == "cuda")
+        return torch.autocast(kind, torch.bfloat16) if half else nullcontext()
+
+    def take_step(self, optimizer: torch.optim.Optimizer, *figures: Tensor) -> None:
+        """Step an optimizer, unless a figure is or was not finite: then nothing is touched, on any device without a wait."""
+        bad = ~torch.isfinite(torch.stack(figures)).all()
+        self.first_bad = torch.where(bad & (self.first_bad < 0), self.step + 1, self.first_bad)
+        optimizer.grad_scale, optimizer.found_inf = None, (self.first_bad >= 0).float()  # type: ignore[attr-defined]
+        optimizer.step()
+
 
 def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
     """Build everything; the folder is written to only once nothing can be wrong any more."""
@@ -74,7 +98,9 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
         encoder.in_chans,
         min(recipe.batches.batch_size, len(data.train)),
         crop=RandomCrop(recipe.batches.crop_scale, recipe.batches.crop_ratio, recipe.batches.flip),
-        color_jitter=recipe.batches.color_jitter,
+        repeats=recipe.batches.repeats,
+        change=ColorJitter(strength) if (strength := recipe.batches.color_jitter) else None,
+        views=recipe.batches.views,
         seed=recipe.seed,
         workers=recipe.batches.workers,
         device=device,
@@ -89,13 +115,16 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
     model.train()
     if not resume:
         begin_folder(recipe, folder)
-    state = checkpoint.restore(folder / "checkpoints", model, optimizer) if resume else None
+    against = opponents(model)
+    optimizers = [optimizer, *(opponent.optimizer for opponent in against)]
+    state = checkpoint.restore(folder / "checkpoints", model, optimizers) if resume else None
     step = state["step"] if state else 0
     run = Run(
         recipe,
         folder,
         model,
         optimizer,
+        against,
         data,
         batches,
         rate,

@@ -7,6 +7,7 @@ sha256 of each); the file `checkpoints/last` names the newest. No pickle is writ
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,24 @@ from mimkit.weight_files import save_tensors
 
 
 def save(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    state: dict[str, Any],
+    keep: int,
 ) -> None:
-    """Write the checkpoint of `step` under `folder`, then drop all but the `keep` newest. Raises OSError (disk full, …)."""
+    """Write the checkpoint of `step` under `folder`, then drop all but the `keep` newest. Raises OSError (disk full, …).
+
+    optimizers: each of parameters of its own.
+    """
     final = folder / f"step-{step:08d}"
     if not final.exists():  # one that exists was verified at the start, and equals this one
         beside = folder / f".writing-{final.name}"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         save_tensors(beside / "model.safetensors", _contiguous(_own_state(model)))
-        save_tensors(beside / "optimizer.safetensors", _contiguous(_optimizer_tensors(model, optimizer)))
+        save_tensors(beside / "optimizer.safetensors", _contiguous(_optimizer_tensors(model, optimizers)))
         (beside / "state.json").write_text(json.dumps({"step": step, **state}))
         manifest = {path.name: _fingerprint(path) for path in sorted(beside.iterdir())}
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -43,7 +52,7 @@ def save(
         shutil.rmtree(old)
 
 
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+def restore(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any] | None:
     """Load the newest checkpoint whose manifest verifies and give its state; None where there is none.
 
     Damaged checkpoints and unfinished writes are removed on the way. Raises UserError where shapes or names differ.
@@ -53,7 +62,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     for path in _folders(folder):
         if _verified(path):
             load_model(path, model)
-            _load_optimizer(load_file(path / "optimizer.safetensors"), model, optimizer)
+            _load_optimizers(load_file(path / "optimizer.safetensors"), model, optimizers)
             state: dict[str, Any] = json.loads((path / "state.json").read_text())
             return state
         shutil.rmtree(path)
@@ -107,18 +116,21 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimizer state under `parameter name|entry`."""
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' state under `parameter name|entry`."""
     return {
         f"{name}|{entry}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
+        for optimizer in optimizers
         for entry, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _load_optimizer(saved: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _load_optimizers(saved: dict[str, Tensor], model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     named = dict(model.named_parameters())
+    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for key, value in saved.items():
         name, entry = key.rsplit("|", 1)
-        device = named[name].device if entry != "step" or named[name].is_cuda else "cpu"
-        optimizer.state[named[name]][entry] = value.to(device, copy=True)  # not the mapped file
+        parameter = named[name]
+        device = parameter.device if entry != "step" or parameter.is_cuda else "cpu"
+        owner[parameter].state[parameter][entry] = value.to(device, copy=True)  # not the mapped file

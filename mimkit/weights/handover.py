@@ -11,6 +11,7 @@ import mimkit
 from mimkit import registry, schema
 from mimkit.disk import write_text
 from mimkit.errors import UserError
+from mimkit.tokenizer import CodeEncoder
 from mimkit.types import Encoder, Size
 from mimkit.weight_files import fill, read_weights, write_weights
 from mimkit.weights.resize import resize
@@ -27,6 +28,8 @@ def save_encoder(folder: Path, encoder: Encoder, name: str, options: Mapping[str
     name, options: the encoder's name in the registry and all of its options.
     Raises OSError (disk full, …).
     """
+    if isinstance(encoder, CodeEncoder):  # whose tokenizer goes with it
+        options = {**options, "tokenizer": encoder.tokenizer.description}
     description = {
         "format": FORMAT,
         "encoder": name,

@@ -8,7 +8,8 @@ import torch
 from mimkit import strict_yaml
 from mimkit.draft import load_recipe, shipped
 from mimkit.errors import UserError
-from mimkit.model import Model, Objective, build_encoder, build_head
+from mimkit.model import Model, build_encoder, build_head
+from mimkit.objective import Objective
 from mimkit.recipe import Recipe
 from mimkit.tokenizer import Tokenizer
 from mimkit.types import Loss, Normalizer, Target
@@ -84,5 +85,6 @@ def _model(recipe: Recipe, published: Published) -> Model:
     masking, encoder = build_encoder(recipe)
     name, choice = next(iter(recipe.objectives.items()))
     target = _Width(published.width(encoder))
+    assert choice.head is not None, "the first objective has a head of its own"
     head = build_head(choice.head, encoder, masking.feed, target.dim or 1)
     return Model(encoder, masking, {name: Objective(head, target, Normalizer(), Loss(), choice.weight)}, recipe)

@@ -16,8 +16,8 @@ Convert = Callable[[Tensor, Encoder], Tensor]
 class Layout:
     """How one kind of published file names its tensors. Patterns are regular expressions that match a whole name.
 
-    Our names begin with `encoder.` (then the encoder's own, such as `timm_model.norm.weight`) or with `head.` (those of
-    the first objective's head).
+    Our names begin with `encoder.` (then the encoder's own, such as `timm_model.norm.weight`), with `head.` (those of
+    the first objective's head), or with `OBJECTIVE.head.` (those of another one's).
 
     name: for messages and the report.
     has, lacks: names of theirs that tell this kind of file from the others.
@@ -28,7 +28,8 @@ class Layout:
         A function leaves a tensor alone that cannot be of this model, so that its shape is told.
     absent: pattern of ours that the file need not bring.
     left_over: pattern of theirs that may find no place in the model.
-    width: ours, the bias of the layer that predicts the target: its length says how wide the target is.
+    width: ours, the bias of the layer that predicts the target: its length says how wide the target is; `pixels` where
+        the head paints images, so that it is a patch.
     shapes: whether the file's shapes are this kind's, for kinds that share their names.
     """
 

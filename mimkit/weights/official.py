@@ -71,15 +71,17 @@ def match(model: Model | Encoder, published: Published) -> tuple[Report, dict[st
     )
     _check_grid(encoder, tensors, published.where)
     _check_windows(encoder, tensors, published.where)
-    _check_names_and_shapes(published, report, tensors, places, parts.get("head"))
+    _check_names_and_shapes(published, report, tensors, places, parts)
     return report, tensors
 
 
 def _parts(model: Model | Encoder) -> dict[str, nn.Module]:
-    """What layouts name: the encoder, and the first objective's head."""
+    """What layouts name: the encoder, the first objective's head as `head`, and that of each other as `OBJECTIVE.head`."""
     if isinstance(model, Encoder):
         return {"encoder": model}
-    return {"encoder": model.encoder, "head": next(iter(model.objectives.values())).get_submodule("head")}
+    heads = {f"{name}.head": one.head for name, one in model.objectives.items() if isinstance(one.head, nn.Module)}
+    first = next(iter(heads))
+    return {"encoder": model.encoder, "head": heads.pop(first), **heads}
 
 
 def _check_names_and_shapes(
@@ -87,16 +89,17 @@ def _check_names_and_shapes(
     report: Report,
     tensors: Mapping[str, Tensor],
     places: Mapping[str, Tensor],
-    head: nn.Module | None,
+    parts: Mapping[str, nn.Module],
 ) -> None:
     """Raise UserError where a shape differs or a name that counts has no counterpart.
 
-    tensors: the file's by our names; places: the model's. head: None where an encoder alone is filled, which has no use
-    for a head and for what it masks with.
+    tensors: the file's by our names; places: the model's. parts: of the model; an encoder alone has no use for heads and
+    for what it masks with, and a model none for the heads of objectives that it has not.
     """
     layout = published.layout
     ours_of = {name: ours for ours, names in published.origins.items() for name in names}
-    unused = {name for name, ours in ours_of.items() if head is None and ours.startswith("head.")}
+    head = parts.get("head")
+    unused = {name for name, ours in ours_of.items() if not ours.startswith(tuple(f"{part}." for part in parts))}
     homeless = [name for name in report.left_over if not re.fullmatch(layout.left_over, name) and name not in unused]
     absent = layout.absent if head is not None else rf"{layout.absent}|encoder\.(?!timm_model\.).+"
     missing = [name for name in report.absent if not re.fullmatch(absent, name)]

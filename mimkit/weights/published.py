@@ -45,6 +45,8 @@ class Published:
 
     def width(self, encoder: Encoder) -> int:
         """How wide a target it predicts in models with such an encoder; 1 where it has no prediction layer."""
+        if self.layout.width == "pixels":
+            return encoder.patch_size**2 * encoder.in_chans
         predicted = self.tensors(encoder).get(self.layout.width)
         if predicted is None:
             return 1

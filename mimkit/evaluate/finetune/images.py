@@ -46,16 +46,16 @@ class LabelledBatches:
         self.batches = Batches(
             source, image_size, in_chans, batch_size,
             crop=crop, seed=seed, workers=workers, device=device, max_bad=1.0,
+            change=None if policy is None else RandAugment(policy, image_size, in_chans),
         )  # fmt: skip
-        self.batches.jitter = None if policy is None else RandAugment(policy, image_size, in_chans)
         self.bad = self.batches.bad
         self.steps_per_epoch = self.batches.steps_per_epoch
 
     def start(self, step: int = 0) -> Iterator[tuple[UInt8[Tensor, "B C H W"], Int[Tensor, " B"]]]:
         """Images and labels from the global step on. Raises UserError as `Batches.start` does."""
-        for number, images in zip(count(step), self.batches.start(step)):
+        for number, views in zip(count(step), self.batches.start(step)):
             epoch, samples = self.batches.plan.samples(number)
-            yield images, self.labels[[self._shown(epoch, int(sample)) for sample in samples]]
+            yield views["image"], self.labels[[self._shown(epoch, int(sample)) for sample in samples]]
 
     def _shown(self, epoch: int, sample: int) -> int:
         """The sample, or the readable one that `Batches` put in its place."""

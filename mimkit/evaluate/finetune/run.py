@@ -88,7 +88,7 @@ class Run:
         blank = torch.zeros(1, encoder.in_chans, *encoder.image_size, dtype=torch.uint8, device=self.device)
         with torch.no_grad():
             self.model.eval()(blank)  # whatever does not fit shows here
-        state = checkpoint.restore(folder / "checkpoints", self.model, self.optimizer) or {}
+        state = checkpoint.restore(folder / "checkpoints", self.model, [self.optimizer]) or {}
         self.step: int = state.get("step", 0)
         self.lines: list[dict[str, Any]] = state.get("lines", [])
         self.seconds: float = state.get("seconds", 0.0)
@@ -200,7 +200,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines))
-            checkpoint.save(self.folder / "checkpoints", self.step, self.model, self.optimizer, state, keep=1)
+            checkpoint.save(self.folder / "checkpoints", self.step, self.model, [self.optimizer], state, keep=1)
         except OSError as error:
             raise UserError(f"the fine-tuning cannot be saved in {self.folder}: {error.strerror}") from error
 

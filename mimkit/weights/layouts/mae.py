@@ -4,10 +4,13 @@ from mimkit.weights.layout import Layout
 from mimkit.weights.layouts._parts import DECODER, NO_HEAD, VIT, timm_names
 from mimkit.weights.layouts.eva import predicts_features
 
+MAGE = "token_emb.word_embeddings.weight"  # whose class is made of MAE's
+
 LAYOUTS = (
     Layout(
         "MAE, encoder and decoder",
         has=VIT | {"decoder_pred.weight", "decoder_embed.weight", "decoder_blocks.0.attn.qkv.weight"},
+        lacks=frozenset({MAGE}),
         shapes=lambda theirs: not predicts_features(theirs),
         rename=(timm_names(), *DECODER),
     ),
@@ -22,6 +25,7 @@ LAYOUTS = (
     Layout(
         "MAE, fine-tuned (no final norm; positions were learned)",
         has=VIT | {"fc_norm.weight"},
+        lacks=frozenset({MAGE}),
         rename=(timm_names(),),
         absent=rf"{NO_HEAD}|encoder\.timm_model\.norm\..+",
         left_over=r"(?:fc_norm|head)\..+",

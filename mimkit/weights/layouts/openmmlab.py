@@ -28,15 +28,20 @@ def _encoder_rules(prefix: str) -> tuple[Rule, ...]:
     )
 
 
+def decoder_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """MAE's decoder."""
+    return (
+        (rf"{theirs}\.mask_token", rf"{ours}.mask_token"),
+        (rf"{theirs}\.decoder_pos_embed", rf"{ours}.pos_embed"),
+        (rf"{theirs}\.decoder_embed\.(.+)", rf"{ours}.embed.\1"),
+        *_block_rules(rf"{theirs}\.decoder_blocks\.(\d+)", rf"{ours}.blocks.\1"),
+        (rf"{theirs}\.ln1\.(.+)", rf"{ours}.norm.\1"),
+        (rf"{theirs}\.decoder_pred\.(.+)", rf"{ours}.predict.\1"),
+    )
+
+
 ENCODER = _encoder_rules(r"backbone\.")
-DECODER = (
-    (r"neck\.mask_token", r"head.mask_token"),
-    (r"neck\.decoder_pos_embed", r"head.pos_embed"),
-    (r"neck\.decoder_embed\.(.+)", r"head.embed.\1"),
-    *_block_rules(r"neck\.decoder_blocks\.(\d+)", r"head.blocks.\1"),
-    (r"neck\.ln1\.(.+)", r"head.norm.\1"),
-    (r"neck\.decoder_pred\.(.+)", r"head.predict.\1"),
-)
+DECODER = decoder_rules("neck", "head")
 SWIN: tuple[Rule, ...] = (
     (r"backbone\.mask_token", r"encoder.mask_token"),
     (r"backbone\.patch_embed\.projection\.(.+)", r"encoder.timm_model.patch_embed.proj.\1"),
