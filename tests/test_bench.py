@@ -18,6 +18,7 @@ from mimkit.cli import app
 from mimkit.compare.bench import Request, compare
 from mimkit.compare.work import Failed, Worker
 from mimkit.errors import UserError
+from mimkit.evaluate.score import score
 from mimkit.train import loop
 from tests.conftest import TINY
 
@@ -204,6 +205,19 @@ def test_the_teachers_row_scores_the_mean_of_what_it_gives(bench: Bench) -> None
         labels.append(torch.from_numpy(source.labels))
     by_hand = top1(knn_predict(features[0], labels[0], features[1], 5, 0.07), labels[1])
     assert bench.row("teacher of taught")["scores"]["knn"]["mean"] == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    ("run", "probe", "line"),
+    [
+        ("plain_mask.ratio=0.5", "knn", "target 'norm_pixels' is no frozen network that gives features"),
+        ("staged", "knn", "target 'vq' is no frozen network that gives features"),
+        ("taught", "layers", "of=target: layers need an encoder"),
+    ],
+)
+def test_what_is_no_teacher_is_not_scored_as_one(bench: Bench, tmp_path: Path, run: str, probe: str, line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        list(score(bench.request.out / "runs" / run / "seed-0", [probe], ["of=target"], tmp_path / "eval.json"))
 
 
 def test_the_same_command_again_trains_nothing_and_a_changed_one_what_changed(bench: Bench) -> None:

@@ -73,6 +73,9 @@ MISTAKES = {
     "segmentation of a folder without masks": ("eval", "run", "--probe", "segment", "segment.data=images"),
     "output file that is a folder": ("embed", "run", "images", "-o", "empty.npz"),
     "output folder that is a file": ("export", "run", "-o", "file.txt", "--to", "timm"),
+    "bench of an unknown recipe": ("bench", "mae", "mea"),
+    "bench by an unknown probe": ("bench", "mae", "--probes", "knnn"),
+    "bench of images without labels": ("bench", "tiny.yaml", "data=./images"),
     "plug-in that raises": ("train", "mae", "--plugin", "raises.py"),
     "plug-in whose name is taken": ("train", "mae", "--plugin", "pixels.py"),
 }
