@@ -66,6 +66,7 @@ def _type(annotation: Any) -> str:
     text = re.sub(r"(typing|annotated_types)\.", "", text)
     text = re.sub(r"Optional\[(.*)\]$", r"\1 | null", text)
     text = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace("'", "").replace(", ", " | "), text)
+    text = re.sub(r"MultipleOf\(multiple_of=(\d+)\)", r"multiple of \1", text)
     text = re.sub(r"G[te]\(g[te]=([^)]*)\)|L[te]\(l[te]=([^)]*)\)", _bound, text)
     return re.sub(r"Annotated\[(\w+), ([^\]]*)\]", r"\1 \2", text).replace("None", "null").replace("NoneType", "null")
 

@@ -113,7 +113,9 @@ class info_nce(Loss):
 class perceptual(nn.Module, Loss):
     """Distance of a frozen network's inner features of the predicted and the true image, summed over layers (LPIPS, PeCo).
 
-    See `PerceptualDistance`. For an objective on target=pixels, with a mask by which all places are predicted.
+    Goes with: target=pixels and a mask by which all places are predicted (mask=none).
+
+    See `PerceptualDistance`.
 
     model: a timm model's name (vgg16), or the folder of a run whose encoder it is (runs/mae-1).
     pretrained: of a timm model: true takes the published weights, false random ones; or a file's.
@@ -148,9 +150,11 @@ class perceptual(nn.Module, Loss):
 class adversarial(nn.Module, Loss):
     """How far the predicted image is from looking real to a discriminator of patches that learns against the head (VQGAN).
 
-    For an objective `{prediction: main, target: pixels, …, weight: 0.8, adaptive: true}`, with a mask by which all places
-    are predicted. After each optimizer step `mimkit train` lets the discriminator learn for one step, by Adam, on
-    the same images and what the model then makes of them.
+    Goes with: target=pixels and a mask by which all places are predicted (mask=none).
+
+    For an objective `{prediction: main, target: pixels, loss: adversarial, weight: 0.8, adaptive: true}`. After each
+    optimizer step `mimkit train` lets the discriminator learn for one step, by Adam, on the same images and what the model
+    then makes of them.
 
     start_step: optimizer step from which on it counts, and the discriminator learns; before that the loss is 0.
     channels: width of the discriminator's first layer.

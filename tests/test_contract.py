@@ -20,6 +20,7 @@ from tests.test_dvae import published
 SIZE = (64, 96)  # 8x12 places of 8 px
 DECODER = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
+CONV = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "encoder": {
         "vit": VIT,
@@ -28,6 +29,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "patch_size": 8},
         "timm": {"model": "test_convnext", "patch_size": 8},
         "mage": {"embed_dim": 24, "depth": 2, "num_heads": 2},
+        "conv": {**CONV, "z_channels": 24},
     },
     "head": {
         "decoder": DECODER,
@@ -38,6 +40,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "aggregation": {"depth": 1, "num_heads": 2},
         "regressor": {"regressor_depth": 2, "decoder_depth": 1, "num_heads": 2},
         "quantizer": {"vocab_size": 16, "code_dim": 4, **DECODER},
+        "vq_decoder": {"vocab_size": 16, "code_dim": 4, **CONV},
     },
     "target": {
         "timm": {"model": "test_resnet", "pretrained": False},
@@ -46,16 +49,18 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 REFUSALS = (  # what may be refused, and why
     r"head '(linear|aggregation)' reads the tokens of hidden places: set mask\.feed=all.*",
-    r"head 'quantizer' reads the tokens of all places: set mask=none, or mask\.feed=all",
+    r"head '(quantizer|vq_decoder)' reads the tokens of all places: set mask=none, or mask\.feed=all",
+    r"head 'vq_decoder' paints pixels, the target is \d+ wide: take target=pixels",
     r"head 'regressor' predicts hidden places from visible ones: set mask\.feed=visible",
     r"head 'prompting' takes what the encoder saw as prompts: set mask\.feed=visible",
     r"head 'cross_attention' mixes the encoder's layers, this one gives none: take encoder=vit",
     r"head 'aggregation' reads an early layer, this encoder gives none: take encoder=beit",
     r"head '\w+' needs a token for each place, encoder '(swin|timm)' gives 2x3 for 8x12: take head=linear",
     r"head '\w+' needs a token for each place, encoder 'swin' gives 4x6 for 8x12: take head=linear",
-    r"encoder '(swin|timm)' reads the (tokens of hidden|pixels of all) places: set mask\.feed=all, or take encoder=vit",
+    r"encoder '(swin|timm|conv)' reads the (tokens of hidden|pixels of all) places: set mask\.feed=all, or take encoder=vit",
     r"encoder\.rel_pos=shared needs all places: set mask\.feed=all, or encoder\.rel_pos=none",
     r"target 'ema' needs a token for each place, the encoder gives .*",
+    r".*gives no outputs of its blocks: set target\.layers=0",
     r"head 'code_decoder' predicts the codes that the encoder reads: take encoder=mage, target=codes",
     r"target 'codes' is what an encoder of codes reads, this one reads pixels: take encoder=mage",
     r"target 'momentum' copies the head's projector: take head=feature_decoder",

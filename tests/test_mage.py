@@ -69,6 +69,16 @@ def test_codes_are_found_once(tokenizer, monkeypatch):
     torch.testing.assert_close(features.sequence, model.encoder.encode(codes(model.encoder.tokenizer, images)).sequence)
 
 
+def test_codes_are_the_same_in_half_precision(tokenizer):
+    """Else an encoder would be trained on other codes than it is used with."""
+    model = mage(tokenizer)
+    images = torch.rand(8, 3, 16, 16)
+    codes = model.objectives["main"].target(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.objectives["main"].target(images), codes)
+        assert torch.isfinite(model(images).loss)
+
+
 def test_features_of_what_is_fed(tokenizer):
     """Hidden codes cannot be told from the features; all places without a mask, the class token first."""
     model = mage(tokenizer).eval()

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 import mimkit
+from mimkit import strict_yaml
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.model import build_encoder, build_head
+from mimkit.weights.importing import import_weights
 from mimkit.weights.published import known_layouts, recognise
-from tests.mage import CODES, mage, save_vqgan
+from tests.mage import CODES, COMMON, ENCODER, HEAD, mage, save_vqgan
 from tests.published import layer, mae, norm, prefixed, tensors
 
 TOKENIZER = {"ch": 128, "mult": (1, 1, 2, 2, 4), "blocks": 2, "dim": 256, "codes": 1024}
@@ -160,3 +162,23 @@ def test_the_papers_models_have_the_authors_shapes(size, width, depth):
     theirs = tokenizer_shapes(**TOKENIZER)
     ours = sum(p.numel() for p in encoder.tokenizer.parameters())
     assert ours == sum(map(prod, theirs.values())) and encoder.grid == (16, 16) and encoder.patch_size == 16
+
+
+def test_import_of_the_authors_file(folder, tmp_path):
+    """The tokenizer first, as its folder must be there; then the file, whose tokenizer takes its place."""
+    state = published()
+    torch.save({"model": state, "epoch": 1}, tmp_path / "mage.pth")
+    tree = COMMON | {
+        "encoder": ENCODER | {"tokenizer": "runs/vqgan-1"},
+        "mask": "variable",
+        "head": HEAD,
+        "target": "codes",
+    }
+    (tmp_path / "recipe.yaml").write_text(strict_yaml.dump(tree))
+    told = import_weights(
+        tmp_path / "mage.pth", str(tmp_path / "recipe.yaml"), tmp_path / "out", [f"encoder.tokenizer={folder}"]
+    )
+    assert told.startswith(f"{tmp_path / 'out'}: load the encoder with mimkit.load") and "target=vq" not in told
+    encoder = mimkit.load(tmp_path / "out")
+    assert torch.equal(encoder.tokenizer.head.codebook.weight, state["vqgan.quantize.embedding.weight"])
+    assert encoder(torch.rand(2, 3, 16, 16)).pooled.shape == (2, 24)

@@ -49,6 +49,9 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "data2vec_vit_large": (1e-3, 1e-5, 0.0, 4096, 800, 80, 0.05, (0.9, 0.999), 3.0, 0.08, 0.4),
     "mage_vit_base": (2.4e-3, 0.0, 0.0, 4096, 1600, 40, 0.05, (0.9, 0.95), 3.0, 0.2, 0.0),
     "mage_vit_large": (2.4e-3, 0.0, 0.0, 4096, 1600, 40, 0.05, (0.9, 0.95), 3.0, 0.2, 0.0),
+    "vqgan_f16": (5.4e-5, 5.4e-5, 5.4e-5, 12, 8, 0, 0.0, (0.5, 0.9), None, 1.0, 0.0),
+    "vqgan_maskgit": (5.4e-5, 5.4e-5, 5.4e-5, 12, 8, 0, 0.0, (0.5, 0.9), None, 1.0, 0.0),
+    "peco_f16": (5.4e-5, 5.4e-5, 5.4e-5, 12, 8, 0, 0.0, (0.5, 0.9), None, 1.0, 0.0),
     "mae_vit_base": (2.4e-3, 0.0, 0.0, 4096, 800, 40, 0.05, (0.9, 0.95), None, 0.2, 0.0),
     "mae_vit_large": (2.4e-3, 0.0, 0.0, 4096, 800, 40, 0.05, (0.9, 0.95), None, 0.2, 0.0),
     "mae_vit_huge": (2.4e-3, 0.0, 0.0, 4096, 800, 40, 0.05, (0.9, 0.95), None, 0.2, 0.0),
@@ -72,7 +75,9 @@ def test_the_papers_settings(name: str) -> None:
     assert [
         optim.weight_decay, optim.betas, run.clip_grad, batches.crop_scale[0], batches.color_jitter
     ] == rest  # fmt: skip
-    assert (batches.crop_scale[1], batches.crop_ratio, batches.flip) == (1.0, (3 / 4, 4 / 3), 0.5)
+    square = name in ("vqgan_f16", "vqgan_maskgit", "peco_f16")  # the whole image as it is
+    frame = ((1.0, 1.0), 0.0) if square else ((3 / 4, 4 / 3), 0.5)
+    assert (batches.crop_scale[1], batches.crop_ratio, batches.flip) == (1.0, *frame)
 
 
 def plain_vit(width: int, depth: int, places: int, patch: int, learned: int, biases: int, scales: int) -> int:
@@ -203,6 +208,9 @@ REFUSED = {("simmim", "ema"): "needs a token for each place"} | {
 REFUSED |= {(name, "momentum"): "target 'momentum'" for name in SMALL}
 REFUSED |= {(name, "codes"): "this one reads pixels" for name in SMALL}
 REFUSED |= {(name, "twin"): "compares two crops of each image" for name in SMALL}
+for name in ("vqgan", "peco"):
+    REFUSED |= {(name, target): "head 'vq_decoder' paints pixels" for target in ("clip", "timm", "vq", "dvae", "hog")}
+    REFUSED[name, "ema"] = r"gives no outputs of its blocks: set target\.layers=0"
 READ_CODES = ("mage", "mage_c")
 for name in READ_CODES:
     REFUSED |= {(name, target): "predicts the codes that the encoder reads" for target in {*TARGETS} - {"momentum"}}
@@ -251,6 +259,7 @@ def test_every_small_recipe_takes_every_target(name: str, clip_folder: Path, tok
     own = overrides.section(draft(name).tree, ("target",))
     own = own if isinstance(own, str) else own["name"]
     more = [f"encoder.tokenizer={tokenizer}"] if name in READ_CODES else []
+    more += [f"objectives.perceptual.loss.model={tokenizer}"] if name == "peco" else []
     for target in TARGETS:
         recipe = load_recipe(name, ["data=shapes", *SHRUNK, *more, *swapped(target, clip_folder, tokenizer)])
         main = recipe.objectives["main"]

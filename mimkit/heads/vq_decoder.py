@@ -23,8 +23,9 @@ DECAY = 0.99  # of the counts of the codes' use
 class VQDecoder(Head):
     """Each token becomes the nearest code of a codebook, and residual blocks at ever higher resolution paint the image.
 
-    Goes with: mask=none or mask.feed=all, an encoder with a token for each place (conv, vit, …) and target=pixels, of
-    which it predicts the values of a patch in the order channel_last.
+    Goes with: mask=none or mask.feed=all, target=pixels, and an encoder with a token for each place (conv, vit, not swin).
+
+    The prediction is the pixels of each patch in the order channel_last.
 
     vocab_size: number of codes.
     code_dim: width of a code; in the style maskgit it is the encoder's.
