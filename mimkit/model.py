@@ -27,6 +27,7 @@ from mimkit.types import (
     Output,
     Prediction,
     Target,
+    Views,
     Wanted,
     as_float,
 )
@@ -47,7 +48,7 @@ class Model(nn.Module):
         self,
         images: Images,
         mask: Mask | None = None,
-        views: Mapping[str, Images] | None = None,
+        views: Views | None = None,
         generator: torch.Generator | None = None,
     ) -> Output:
         """Loss, prediction and target for images (B, C, H, W), uint8 or float in [0, 1].
@@ -55,7 +56,7 @@ class Model(nn.Module):
         mask: instead of a drawn one. views: further views of the images by name; those of the recipe that are not given
         are the images themselves at the views' sizes. generator: draws the mask (CPU).
         """
-        mask, made, wanted = self.predict(self.views(images) | dict(views or {}), mask, generator)
+        mask, made, wanted = self.predict({**self.views(images), **(views or {})}, mask, generator)
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         shown: list[tuple[Tensor | None, Tensor | None]] = []  # prediction and target of each objective
@@ -68,7 +69,7 @@ class Model(nn.Module):
         return Output(total, losses, *shown[0], mask, metrics | factors)
 
     def predict(
-        self, views: Mapping[str, Images], mask: Mask | None = None, generator: torch.Generator | None = None
+        self, views: Views, mask: Mask | None = None, generator: torch.Generator | None = None
     ) -> tuple[Mask, dict[str, Prediction], dict[str, Wanted]]:
         """The mask, and what each objective predicts and wants, before anything is compared; all views are given."""
         objectives = self._objectives()
@@ -84,9 +85,9 @@ class Model(nn.Module):
                 wanted[name] = objective.target(made[name])
         return mask, made, wanted
 
-    def views(self, images: Images) -> dict[str, Images]:
+    def views(self, images: Images) -> Views:
         """The images and what stands for the recipe's further views where only the images are at hand (in pictures, say)."""
-        found: dict[str, Images] = {"image": images}
+        found = {"image": images}
         for name, view in (self.recipe.batches.views or {}).items():
             size = view.size(self.encoder.image_size)
             found[name] = images

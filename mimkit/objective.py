@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
-from mimkit.types import Features, Head, Images, Loss, Mask, Normalizer, Prediction, Target, Wanted
+from mimkit.types import Features, Head, Loss, Mask, Normalizer, Prediction, Target, Views, Wanted
 
 
 class Objective(nn.Module):
@@ -32,7 +32,7 @@ class Objective(nn.Module):
         self.head, self.target, self.normalizer, self.compare = head, target, normalizer, loss
         self.weight, self.adaptive, self.prediction = weight, adaptive, prediction
 
-    def wanted(self, views: Mapping[str, Images], mask: Mask | None = None) -> Wanted:
+    def wanted(self, views: Views, mask: Mask | None = None) -> Wanted:
         """What the target gives for its view, and for the mask if it reads that.
 
         Raises UserError where that view is missing.

@@ -6,7 +6,7 @@ order, `V` places that the encoder is fed, `P` predicted places, `N` tokens incl
 needs other values normalises.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from mimkit.mask import Mask as Mask
 from mimkit.mask import gather_places as gather_places
 
 Images = Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]
+Views = Mapping[str, Shaped[Tensor, "..."]]  # images by their views' names, each view of its own size
 
 
 @dataclass(frozen=True)
@@ -234,9 +235,7 @@ class Normalizer:
 
 
 class Loss:
-    """Role: compares. One number per place, or one for all; the model takes their mean.
-
-    One with networks of its own is a torch module besides.
+    """Role: compares. One number per place, or one for all; the model takes their mean. With networks: a module besides.
 
     direction_only: whether the length of a prediction does not count (cosine), so that it says nothing.
     """

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "mimkit").rglob("*.py"), *(ROOT / "targets").rglob("*.py")])
 FLOORS = [  # from the top: each may import its own floor and those below it
     {"cli", "__main__"},
-    {"catalogue"},
+    {"catalogue", "arguments"},
     {"compare"},
     {"train"},
     {"show", "generate"},

@@ -212,7 +212,7 @@ def test_pictures_are_drawn_once_from_the_runs_weights(
     begin_run(run, tiny)
     recipe = load_recipe(tiny)
     model = mimkit.build(tiny)
-    checkpoint.save(run / "checkpoints", 1, model, build_optimizer(model, recipe.optim), {}, 1)
+    checkpoint.save(run / "checkpoints", 1, model, [build_optimizer(model, recipe.optim)], {}, 1)
     save_encoder(run, model.encoder, recipe.encoder.name, recipe.encoder.options)
     bench(tmp_path, [row("one", 40.0)])
     images = [attributes for tag, attributes in Page(write_report(tmp_path).read_text()).tags if tag == "img"]

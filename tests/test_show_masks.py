@@ -28,7 +28,7 @@ def save_run(folder: Path, recipe: dict[str, Any], *overrides: str) -> Path:
     model = mimkit.build(recipe, *overrides)
     folder.mkdir()
     (folder / "recipe.yaml").write_text(model.recipe.to_yaml())
-    checkpoint.save(folder / "checkpoints", 5, model, torch.optim.AdamW(model.parameters()), {}, keep=1)
+    checkpoint.save(folder / "checkpoints", 5, model, [torch.optim.AdamW(model.parameters())], {}, keep=1)
     return folder
 
 
