@@ -178,7 +178,7 @@ def test_a_stage_is_trained_once_for_each_seed_and_counted(bench: Bench) -> None
     assert f"checkpoint: {bench.request.out}/runs/tokens/seed-1" in recipe
     summary = json.loads((bench.request.out / "runs/tokens/seed-0/summary.json").read_text())
     assert summary["images"] == 64 and row["flops_stage"] > row["flops"] / 2 and row["seconds_stage"] > 0
-    assert any(note.startswith("staged needs a run of tokens") for note in bench.results["notes"])
+    assert any(note.startswith("staged learns from a run of tokens") for note in bench.results["notes"])
     assert row["flops_target"] > 0 and bench.row("plain mask.ratio=0.5")["flops_stage"] == 0
 
 

@@ -77,14 +77,17 @@ def test_only_what_a_bench_wrote_for_something_else_is_moved_aside(tmp_path: Pat
     folder, old = tmp_path / "runs" / "mae" / "seed-0", tmp_path / "old"
     claim(folder, "one", old)
     folder.mkdir()
-    (folder / "weights").write_text("of one")
+    (folder / "recipe.yaml").write_text("of one")
     claim(folder, "one", old)
-    assert (folder / "weights").is_file() and not old.exists()
+    assert (folder / "recipe.yaml").is_file() and not old.exists()
     for text in ("two", "three"):
         claim(folder, text, old)
         assert plan_of(folder).read_text() == text and not folder.exists()
-    assert (old / "mae_seed-0-1" / "seed-0" / "weights").read_text() == "of one"
+    assert (old / "mae_seed-0-1" / "seed-0" / "recipe.yaml").read_text() == "of one"
     assert (old / "mae_seed-0-2" / "seed-0.yaml").read_text() == "two"
+    (folder / "checkpoints").mkdir(parents=True)  # killed before it had a recipe
+    claim(folder, "three", old)
+    assert not folder.exists() and (old / "mae_seed-0-3" / "seed-0" / "checkpoints").is_dir()
     foreign = tmp_path / "runs" / "theirs" / "seed-0"
     foreign.mkdir(parents=True)
     claim(foreign, "mine", old)

@@ -4,12 +4,12 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import mimkit
 from mimkit.compare import length
@@ -24,7 +24,7 @@ from mimkit.compare.table import aligned, markdown, table
 from mimkit.compare.tell import Teller
 from mimkit.compare.units import millions
 from mimkit.compare.work import Failed, Stopped, Worker, alone
-from mimkit.data.open import Data, open_data
+from mimkit.data.open import open_data
 from mimkit.disk import write_text
 from mimkit.errors import UserError, nearest
 from mimkit.evaluate.labelled import fingerprint, labelled_sources
@@ -60,16 +60,14 @@ def compare(request: Request) -> bool:
     plan = Plan([word for word in request.words if word not in options])
     first = plan.variants[0].placed
     order = _order(first, request.probes, options)
-    data = open_data(first.data.name, first.data.options, first.image_size, first.encoder.options.get("in_chans", 3))
-    if order.data is not None:
-        labelled_sources(data)
-    budget = _budget(request, plan, first, len(data.train))
+    data, seen = _images(first, order)
+    budget = _budget(request, plan, first, data["train"])
     with alone(request.out) as lock, StopRequest() as stop:
         worker = Worker([word for path in request.plugins for word in ("--plugin", str(path))], lock, stop)
         runs = Runs(
             out=request.out,
-            images=len(data.train),
-            fingerprint=fingerprint(data.name, data.train),
+            images=data["train"],
+            fingerprint=seen,
             equal=cast(Currency, request.equal),
             budget=budget,
             order=order,
@@ -86,6 +84,15 @@ def _order(first: Recipe, probes: Sequence[str], options: Sequence[str]) -> Orde
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder) / "recipe.yaml", first.to_yaml())
         return read_order(Path(folder), probes, options)
+
+
+def _images(first: Recipe, order: Order) -> tuple[dict[str, Any], str]:
+    """The images' name and numbers, as results.json has them, and what changes with them. Raises UserError."""
+    data = open_data(first.data.name, first.data.options, first.image_size, first.encoder.options.get("in_chans", 3))
+    if order.data is not None:
+        labelled_sources(data)
+    counts = {"train": len(data.train), "test": len(data.test) if data.test else 0}
+    return {"name": data.name, **counts}, fingerprint(data.name, data.train)
 
 
 def _budget(request: Request, plan: Plan, first: Recipe, images: int) -> float:
@@ -110,7 +117,7 @@ def _budget(request: Request, plan: Plan, first: Recipe, images: int) -> float:
 class Bench:
     """Goes through the rows seed by seed, so that after the first seed all of them have a score."""
 
-    def __init__(self, request: Request, plan: Plan, runs: Runs, data: Data):
+    def __init__(self, request: Request, plan: Plan, runs: Runs, data: Mapping[str, Any]):
         self.request, self.plan, self.runs, self.data = request, plan, runs, data
         self.say = runs.teller.say
         self.started, self.finished, self.environment = _now(), "", environment(0)
@@ -148,7 +155,7 @@ class Bench:
         for row in self.rows:
             if row.kind == "recipe":
                 told += [
-                    f"{row.name} needs a run of {stage.name}, trained with the same budget and told as its stage"
+                    f"{row.name} learns from a run of {stage.name}, which had the same budget; what that cost is told apart"
                     for stage in row.variant.stages.values()
                 ]
                 used = [x for seed in row.done if (x := getattr(seed, self.request.equal)) is not None]
@@ -162,7 +169,6 @@ class Bench:
     def tell(self) -> None:
         """Write results.json."""
         request, runs = self.request, self.runs
-        count = {"train": len(self.data.train), "test": len(self.data.test) if self.data.test else 0}
         told = {
             "format": FORMAT,
             "mimkit": mimkit.__version__,
@@ -178,7 +184,7 @@ class Bench:
                 "applies": self.plan.applies,
             },
             "environment": self.environment,
-            "data": {"name": self.data.name, **count},
+            "data": self.data,
             "notes": self.notes(),
             "rows": [row.told() for row in self.rows],
         }

@@ -36,9 +36,12 @@ def plan_of(folder: Path) -> Path:
 
 
 def claim(folder: Path, text: str, old: Path) -> None:
-    """Write what is to be in `folder`; what a bench has there that is of something else is moved into `old`."""
+    """Write what is to be in `folder`. What a bench has there is moved into `old` where it is of something else, or where
+    the kill came before its recipe was written.
+    """
     plan = plan_of(folder)
-    if plan.is_file() and plan.read_text(encoding="utf-8") != text:
+    begun = not folder.exists() or (folder / "recipe.yaml").is_file()
+    if plan.is_file() and not (begun and plan.read_text(encoding="utf-8") == text):
         free = next(place for n in count(1) if not (place := old / f"{folder.parent.name}_{folder.name}-{n}").exists())
         free.mkdir(parents=True)
         for path in (plan, folder, log_of(folder)):

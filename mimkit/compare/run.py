@@ -99,7 +99,7 @@ class Runs:
             folder, recipe = self.out / folder_of(name, seed), replace(self.opened(variant, seed), seed=seed)
             encoder = recipe.encoder
             self._claim(folder, f"{encoder}\n{recipe.image_size}\n{recipe.data}\n{seed}\n")
-            if not (folder / NAME).is_file():
+            if not (folder / NAME).with_suffix(".json").is_file():  # written last
                 torch.manual_seed(seed)
                 folder.mkdir(exist_ok=True)
                 write_text(folder / "recipe.yaml", recipe.to_yaml())
