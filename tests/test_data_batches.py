@@ -177,7 +177,6 @@ def test_a_dead_worker_is_an_error_and_not_a_hang(photos):
     with pytest.raises(UserError, match=r"data\.workers"):
         for _ in range(1000):
             next(stream)
-    stream.close()
 
 
 def test_views_are_the_covering_centre_at_any_size():

@@ -134,11 +134,12 @@ class Batches:
             except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while handing a batch over
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
+                del loader  # else torch goes on to raise wherever a child ends, while it knows of a dead worker
                 reason = str(error).partition("\n")[0] or type(error).__name__
                 raise UserError(
                     f"a data worker died ({reason}); mostly memory or /dev/shm has run out: try fewer than "
                     f"data.workers={self.workers}"
-                ) from error
+                ) from error.with_traceback(None)
             self._note(bad)
             if views is None:
                 raise UserError(f"{self._bad_so_far()}; {REPLACEMENTS} samples tried in place of one were bad, too")
