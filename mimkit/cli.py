@@ -163,7 +163,8 @@ def show(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGES] [KEY=VALUE]...", help="A folder or other data; other masks for a run's weights, or a seed."
+            metavar="[IMAGES] [KEY=VALUE]...",
+            help="A folder or other data; other masks for a run's weights, or a seed.",
         ),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("show.png"),
