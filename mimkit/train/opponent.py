@@ -53,7 +53,7 @@ def awaken(run: "Run") -> None:
 def oppose(run: "Run", parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """One step of every discriminator whose step has come, on the views of the batch in equal parts; their losses by name.
 
-    The model is in eval mode, so that no codebook moves; it stays as it is where a loss is not finite.
+    The model is in eval mode, so that no codebook moves. Where a loss is not finite, no discriminator moves either.
     """
     active = [opponent for opponent in run.opponents if opponent.loss.active]
     if not active:
