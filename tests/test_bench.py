@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,7 +27,7 @@ VIT = {"name": "vit", "embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size":
 QUANTIZER = {"name": "quantizer", "vocab_size": 16, "code_dim": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 FED = {"name": "random", "ratio": 0.5, "feed": "all"}
 WORDS = ["plain", "staged", "taught", "broken", "plain:mask.ratio=0.5,0.75", "broken:optim.lr=1e9",
-         "target.norm=true", "train.warmup_epochs=0.5", "data.num_images=64", "knn.k=5"]  # fmt: skip
+         "target.norm=true", "train.warmup_epochs=0.5", "data.num_images=64", "bank=40", "knn.k=5"]  # fmt: skip
 
 
 @dataclass
@@ -146,7 +147,9 @@ def test_results_json_tells_all(bench: Bench) -> None:
         for seed in row["seeds"]:
             folder = bench.request.out / seed["folder"]
             if row["status"] == "done":
-                value = json.loads((folder / "eval.json").read_text())["probes"]["knn"]["top1"]
+                found = json.loads((folder / "eval.json").read_text())
+                assert found["bank"] == found["images"]["train"] == 40
+                value = found["probes"]["knn"]["top1"]
                 error = pytest.approx((value * (100 - value) / 20) ** 0.5)
                 assert seed["scores"]["knn"] == {"metric": "top1", "value": value, "standard_error": error}
             if row["status"] == "done" and row["kind"] == "recipe":
@@ -200,9 +203,10 @@ def test_the_teachers_row_scores_the_mean_of_what_it_gives(bench: Bench) -> None
     features, labels = [], []
     for source in (data.train, data.test):
         assert source is not None and source.labels is not None
-        images = torch.stack([source.read(index) for index in range(len(source))])
+        index = np.unique(np.linspace(0, len(source) - 1, min(40, len(source))).round().astype(int))  # bank=40
+        images = torch.stack([source.read(int(each)) for each in index])
         features.append(teacher(images).values.mean(1).detach())
-        labels.append(torch.from_numpy(source.labels))
+        labels.append(torch.from_numpy(source.labels[index]))
     by_hand = top1(knn_predict(features[0], labels[0], features[1], 5, 0.07), labels[1])
     assert bench.row("teacher of taught")["scores"]["knn"]["mean"] == pytest.approx(by_hand)
 
@@ -225,7 +229,7 @@ def test_the_same_command_again_trains_nothing_and_a_changed_one_what_changed(be
     assert [again := bench.run()["rows"]][0][:4] == before[:4] and again[5:] == before[5:]
     assert {words[0] for words in bench.words} == {"train"}, "only what failed is tried again"
     assert all("--resume" in words and "broken" in words[1] for words in bench.words)
-    one = replace(bench.request, words=(bench.request.words[0], "data.num_images=64", "knn.k=5"), seeds=1)
+    one = replace(bench.request, words=(bench.request.words[0], "data.num_images=64", "bank=40", "knn.k=5"), seeds=1)
     Bench(one, bench.words).run()
     assert [words[0] for words in bench.words] == ["train", "eval"], "another recipe; the untrained encoder is the same"
     longer = replace(one, words=(*one.words, "train.epochs=2"), probes=("knn", "linear"))

@@ -250,3 +250,18 @@ def test_labels_that_mean_other_classes_in_the_test_are_refused() -> None:
             check_classes("images", train, test)
     with pytest.raises(UserError, match="of one class"):
         check_classes("images", images([1, 1], ["cat", "dog"]), train)
+
+
+def test_fewer_images_are_those_that_are_evenly_spread(folder: Path, tmp_path: Path) -> None:
+    """By hand: the training images 0, 17, … and the test images 0, 7, …"""
+    report = scores(folder, "knn", "knn.k=3", "bank=8", "queries=10", f"cache={tmp_path}")
+    assert (report["bank"], report["queries"]) == (8, 10) and report["images"] == {"train": 8, "test": 10}
+    encoder, split = load(folder), {}
+    for name, most in (("train", 8), ("test", 10)):
+        images, labels = shapes()[name]
+        index = np.unique(np.linspace(0, len(labels) - 1, most).round().astype(int))
+        with torch.no_grad():
+            tokens = encoder.timm_model.forward_features(images[index])[:, 1:]
+        split[name] = tokens.mean(1), labels[index]
+    predicted = knn_predict(*split["train"], split["test"][0], 3, 0.07)
+    assert report["probes"]["knn"]["top1"] == top1(predicted, split["test"][1])

@@ -28,7 +28,7 @@ from mimkit.data.open import open_data
 from mimkit.disk import write_text
 from mimkit.errors import UserError, nearest
 from mimkit.evaluate.labelled import fingerprint, labelled_sources
-from mimkit.evaluate.options import OF_ENCODERS, PROBES, Order, read_order
+from mimkit.evaluate.options import OF_ENCODERS, OF_IMAGES, PROBES, Order, read_order
 from mimkit.model import build_encoder
 from mimkit.recipe import Recipe
 from mimkit.signals import StopRequest
@@ -56,7 +56,7 @@ class Request:
 
 def compare(request: Request) -> bool:
     """Do what is asked for; gives whether a recipe's row is done. Raises UserError before any work, and Stopped."""
-    options = [word for word in request.words if word.partition(".")[0] in PROBES and "=" in word]
+    options = [word for word in request.words if is_of_probes(word)]
     plan = Plan([word for word in request.words if word not in options])
     first = plan.variants[0].placed
     order = _order(first, request.probes, options)
@@ -77,6 +77,12 @@ def compare(request: Request) -> bool:
             teller=Teller(),
         )
         return Bench(request, plan, runs, data).work()
+
+
+def is_of_probes(word: str) -> bool:
+    """Whether a word is an option of probes: `knn.k=10`, or `bank=10000` for all."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and (key.partition(".")[0] in PROBES or key in OF_IMAGES)
 
 
 def _order(first: Recipe, probes: Sequence[str], options: Sequence[str]) -> Order:

@@ -17,7 +17,7 @@ from mimkit.compare.tell import Teller
 from mimkit.compare.work import Failed, Worker
 from mimkit.disk import write_text
 from mimkit.errors import UserError
-from mimkit.evaluate.options import Order
+from mimkit.evaluate.options import OF_IMAGES, Order
 from mimkit.model import build, build_encoder
 from mimkit.recipe import Recipe
 from mimkit.runs import is_finished
@@ -64,12 +64,16 @@ class Runs:
     def score(self, folder: Path, what: str, leave_out: Set[str] = frozenset(), more: Sequence[str] = ()) -> None:
         """Score what a folder holds by the probes, unless it is done. Raises Failed and Stopped."""
         probes = {name: probe for name, probe in self.order.probes.items() if name not in leave_out}
-        options = [text for text in self.probe_options if text.partition(".")[0] in probes]
+        settings = {name: getattr(self.order.settings, name) for name in OF_IMAGES}
+        options = [
+            text for text in self.probe_options if text.partition("=")[0].partition(".")[0] in {*probes, *settings}
+        ]
         wanted = {name: json.loads(json.dumps(vars(probe))) for name, probe in probes.items()}
         scores = folder / "eval.json"
         if scores.is_file():
-            told = json.loads(scores.read_text(encoding="utf-8"))["probes"]
-            if {name: told[name]["options"] for name in told} == wanted:
+            told = json.loads(scores.read_text(encoding="utf-8"))
+            found = {name: told["probes"][name]["options"] for name in told["probes"]}
+            if found == wanted and all(told.get(name) == value for name, value in settings.items()):
                 return
         with logged(folder) as log, self.teller.unit(f"{what}: score"):
             self.worker.run(["eval", folder, *more, *options, "--probe", ",".join(probes), "-o", scores], log)

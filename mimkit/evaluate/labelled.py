@@ -9,11 +9,15 @@ from mimkit.data.files import walk
 from mimkit.data.open import Data
 from mimkit.data.source import Source
 from mimkit.errors import UserError
+from mimkit.evaluate.features import spread
 from mimkit.evaluate.frozen import Split
 
 
-def labelled_sources(data: Data) -> dict[Split, Source]:
-    """The labelled images to fit to and to test on. Raises UserError where the data cannot serve as such."""
+def labelled_sources(data: Data, bank: int | None = None, queries: int | None = None) -> dict[Split, Source]:
+    """The labelled images to fit to and to test on, at most `bank` and `queries` of them.
+
+    Raises UserError where the data cannot serve as such.
+    """
     if data.train.labels is None:
         raise UserError(
             f"data '{data.name}' has no labels, and probes need them: class folders, or data.labels=FILE.csv"
@@ -27,6 +31,9 @@ def labelled_sources(data: Data) -> dict[Split, Source]:
         if not len(source):
             raise UserError(f"no {split} image of '{data.name}' has a label, and probes need them")
     check_classes(data.name, sources["train"], sources["test"])
+    for split, most in (("train", bank), ("test", queries)):
+        if most is not None and most < len(sources[split]):
+            sources[split] = sources[split].subset(spread(len(sources[split]), most))
     return sources
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt
 
 from mimkit import overrides, registry, schema, strict_yaml
 from mimkit.data.kinds import kind_of
@@ -32,6 +34,7 @@ PROBES: dict[str, Callable[..., Probe]] = {
     "finetune": Finetune,
     "segment": Segment,
 }
+OF_IMAGES = {"pool", "bank", "queries"}  # settings by which scores differ
 WITHOUT_LABELS = {"segment"}  # probes that bring images of their own
 OF_ENCODERS = {"layers", "finetune", "segment"}  # probes that need an encoder's blocks or weights, not features alone
 
@@ -42,11 +45,15 @@ class EvalSettings:
 
     pool: what knn, linear and linear_lars see of an image: the mean of its patch tokens, or its class token.
     device: auto is a GPU where there is one.
+    bank: most training images that are fitted to, evenly spread over them; null is all.
+    queries: most test images that are scored, evenly spread; null is all.
     cache: folder that keeps the features; null is features/ beside the weights.
     of: what is scored: the run's encoder, or the frozen network that gave its target (not for layers, finetune, segment).
     """
 
     pool: Pool = "mean"
+    bank: Annotated[int, Gt(1)] | None = None
+    queries: Annotated[int, Gt(0)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cache: str | None = None
     of: Literal["encoder", "target"] = "encoder"

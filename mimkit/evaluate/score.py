@@ -18,7 +18,7 @@ from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.evaluate.frozen import Frozen, Split
 from mimkit.evaluate.labelled import fingerprint, labelled_sources
-from mimkit.evaluate.options import OF_ENCODERS, EvalSettings, read_order
+from mimkit.evaluate.options import OF_ENCODERS, OF_IMAGES, EvalSettings, read_order
 from mimkit.evaluate.target import target_encoder
 from mimkit.types import Encoder
 from mimkit.weights.handover import load, weights_file
@@ -46,7 +46,8 @@ def score(
     if order.data is not None:
         name, options = order.data.name, order.data.options
         told["data"] = {"name": name, **options}
-        sources = labelled_sources(open_data(name, options, encoder.image_size, encoder.in_chans))
+        data = open_data(name, options, encoder.image_size, encoder.in_chans)
+        sources = labelled_sources(data, order.settings.bank, order.settings.queries)
         of = {split: {**told, "images": fingerprint(name, source)} for split, source in sources.items()}
         yield f"{weights} on {name}: {len(sources['train'])} training and {len(sources['test'])} test images"
         if order.probes.keys() - {"finetune"}:
@@ -67,8 +68,9 @@ def score(
         yield f"{probe:<10} {result.value:6.2f}{error} %   {result.note}"
     yield from (f"{number} {split} images could not be read" for split, number in frozen.unreadable.items() if number)
     report = {"weights": str(file or weights), "of": order.settings.of, **told}
+    report |= {name: getattr(order.settings, name) for name in sorted(OF_IMAGES)}
     if sources:
-        report |= {"pool": frozen.pool, "images": count, "unreadable": frozen.unreadable}
+        report |= {"images": count, "unreadable": frozen.unreadable}
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, json.dumps({**report, "probes": found}, indent=1) + "\n")
     yield f"written to {output}"
