@@ -143,11 +143,10 @@ def test_another_vocabulary_is_refused(folder):
 @pytest.mark.parametrize(("size", "width", "depth"), [("base", 768, 12), ("large", 1024, 24)])
 def test_the_papers_models_have_the_authors_shapes(size, width, depth):
     """Trainable numbers: those of the authors' class without what it does not use: MAE's left-overs and 999 classes."""
-    big = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "style": "maskgit"}
+    tokenizer = load_recipe("imagenet/vqgan_maskgit", ["data=shapes"])
     told = {
         "format": 1, "out_dim": 768, "image_size": [256, 256],
-        "encoder": {"name": "conv", "options": {**big, "z_channels": 256}},
-        "head": {"name": "vq_decoder", "options": {**big, "vocab_size": 1024, "code_dim": 256}},
+        "encoder": vars(tokenizer.encoder), "head": vars(tokenizer.objectives["main"].head),
     }  # fmt: skip
     recipe = load_recipe(f"imagenet/mage_vit_{size}", ["data=shapes"])
     recipe.encoder.options["tokenizer"] = told
