@@ -116,7 +116,7 @@ def load_tokenizer(folder: str | Path, option: str = "target.checkpoint") -> tup
             f"`mimkit import {folder} --as vqkd -o FOLDER`"
         )
     if not (weights.is_file() and weights.with_suffix(".json").is_file()):
-        raise UserError(f"{folder} holds no {NAME}; a run with head=quantizer writes it with its first checkpoint")
+        raise UserError(f"{folder} holds no {NAME}; a run with head=quantizer or vq_decoder writes it first")
     path = weights.with_suffix(".json")
     encoder, head = _build(_read(path), str(path))
     both = nn.ModuleDict({"encoder": encoder, "head": head})
@@ -160,7 +160,7 @@ def _build(told: Mapping[str, Any], source: str) -> tuple[Encoder, Any]:
         }
         head = schema.construct("head", *options["head"], facts, source)
     if not isinstance(head, Tokenizer):
-        raise UserError(f"{source}: head '{options['head'][0]}' gives no codes; take head=quantizer")
+        raise UserError(f"{source}: head '{options['head'][0]}' gives no codes; take head=quantizer or vq_decoder")
     return encoder, head
 
 

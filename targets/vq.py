@@ -14,7 +14,7 @@ from mimkit.types import Size, Wanted
 class VQ(Teacher):
     """Codes (B, L) of a frozen tokenizer, whose grid of codes must be the encoder's grid of places.
 
-    checkpoint: folder of a run with head=quantizer, or of a tokenizer that `mimkit import` wrote.
+    checkpoint: folder of a run with head=quantizer or vq_decoder, or of a tokenizer that `mimkit import` wrote.
     view: name of the view of the image that it reads, one of data.views; image is the encoder's own.
     cache: whether each image's codes are kept, for recipes whose images come again unchanged.
     """
