@@ -79,7 +79,7 @@ def evaluate(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options, such as data=./photos or pool=cls.")
     ] = None,
     probe: Annotated[
-        str, typer.Option(help="One or more of knn,linear,layers,attentive,finetune,segment.")
+        str, typer.Option(help="One or more of knn,linear,linear_lars,layers,attentive,attentive_sgd,finetune,segment.")
     ] = "knn,linear",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The JSON to write; default eval.json beside the weights.")

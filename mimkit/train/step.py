@@ -53,7 +53,7 @@ def split(run: Run, views: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         name: list(zip(*(repeat.chunk(parts) for repeat in images.chunk(repeats)))) for name, images in views.items()
     }
     for number in range(len(chunks["image"])):
-        yield {name: torch.cat(of[number]) for name, of in chunks.items()}
+        yield {name: torch.cat(of[number]) if repeats > 1 else of[number][0] for name, of in chunks.items()}
 
 
 def update(run: Run, loss: Tensor, norm: Tensor) -> None:
