@@ -18,7 +18,7 @@ _NAMES = {  # public name -> module; imported on first use, so that `mimkit --he
     "patchify": "types",
     "unpatchify": "types",
     "build": "model",
-    "load": "weights.handover",
+    "load": "saved.encoder",
     "load_official": "weights.official",
 }
 

@@ -4,24 +4,21 @@ Sources: LPIPS (arXiv 1801.03924), with learned weights of VGG's channels; PeCo 
 self-supervised ViT.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mimkit import schema
 from mimkit.errors import UserError
+from mimkit.saved.encoder import load
 from mimkit.teachers.published import fixed_seed, one_line
 from mimkit.teachers.timm import load_timm
-from mimkit.types import Encoder, Size, Standardize
-from mimkit.weight_files import fill, read_weights
+from mimkit.types import Size, Standardize
+from mimkit.weight_files import read_weights
 
-WEIGHTS = "encoder.safetensors"  # of a run's folder
 Images = Float[Tensor, "B C H W"]
 Inner = tuple[Float[Tensor, "B _ _"], ...]  # of each layer (B, N, D): N positions of width D
 
@@ -116,7 +113,11 @@ class _Run(nn.Module):
 
     def __init__(self, folder: Path, layers: Sequence[int]):
         super().__init__()
-        self.encoder = _encoder(folder / WEIGHTS)
+        try:
+            with fixed_seed():
+                self.encoder = load(folder)
+        except UserError as error:
+            raise UserError(f"loss.model: {error}") from error
         self.in_chans, self.input_size = self.encoder.in_chans, self.encoder.image_size
         self.layers = tuple(layers)
         outside = [layer for layer in layers if not -1 <= layer < self.encoder.num_layers]
@@ -155,22 +156,3 @@ def _distance(
 
 def _unit(x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
     return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-10)
-
-
-def _encoder(weights: Path) -> Encoder:
-    """The encoder that a run has handed over. Raises UserError where there is none."""
-    path = weights.with_suffix(".json")
-    if not weights.parent.is_dir():
-        raise UserError(f"loss.model={weights.parent}: no such folder of a run; `mimkit train mae` makes one")
-    if not (weights.is_file() and path.is_file()):
-        raise UserError(f"loss.model={weights.parent} holds no {WEIGHTS}; a run writes it with its first checkpoint")
-    try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        name, options = told["encoder"], dict(told["options"])
-        facts = {"image_size": schema.typed(told["image_size"], tuple[int, int]), "feed": "all"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {one_line(error)}); write it anew") from error
-    with fixed_seed():
-        encoder: Encoder = schema.construct("encoder", name, options, facts, str(path))
-    fill(encoder.timm_model, read_weights(weights), str(weights), "the encoder of its JSON file")
-    return encoder

@@ -4,7 +4,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mimkit.errors import UserError
-from mimkit.tokenizer import CodeEncoder
+from mimkit.saved.tokenizer import CodeEncoder
 from mimkit.types import Encoder, Images, Target
 
 

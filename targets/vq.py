@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.errors import UserError
+from mimkit.saved.tokenizer import load_tokenizer
 from mimkit.teachers.teacher import Teacher
-from mimkit.tokenizer import load_tokenizer
 from mimkit.types import Size, Wanted
 
 

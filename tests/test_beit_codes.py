@@ -11,9 +11,9 @@ from transformers import BeitConfig, BeitForMaskedImageModeling
 import mimkit
 from mimkit.encoders.beit import Beit
 from mimkit.errors import UserError
-from mimkit.tokenizer import load_tokenizer
+from mimkit.saved.encoder import save_encoder
+from mimkit.saved.tokenizer import load_tokenizer
 from mimkit.types import Mask, Standardize
-from mimkit.weights.handover import save_encoder
 from mimkit.weights.tokenizer import save_tokenizer
 from tests.test_cae import positions
 from tests.test_simmim_oracle import GEOMETRY, WIDTH, gap, randomised, renamed

@@ -11,9 +11,9 @@ import mimkit
 from mimkit import registry
 from mimkit.evaluate.features import pooled_features
 from mimkit.heads.linear import Linear
+from mimkit.saved.encoder import save_encoder
 from mimkit.show.features import _encode, draw_features
 from mimkit.types import Features, Mask
-from mimkit.weights.handover import save_encoder
 from tests.encoders import CASES, make, pictures
 
 

@@ -13,10 +13,10 @@ from mimkit import registry
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.model import build_encoder, build_head
+from mimkit.saved.encoder import save_encoder
 from mimkit.show.features import _encode
 from mimkit.types import Mask, Standardize, patchify
 from mimkit.weights.export import export
-from mimkit.weights.handover import save_encoder
 from mimkit.weights.published import known_layouts, recognise
 from tests.eva02 import (
     GRID,

@@ -17,7 +17,7 @@ from mimkit.evaluate.knn import knn_predict, top1
 from mimkit.evaluate.labelled import check_classes
 from mimkit.evaluate.linear import fit_best
 from mimkit.evaluate.score import score
-from mimkit.weights.handover import load, save_encoder
+from mimkit.saved.encoder import load, save_encoder
 from tests.conftest import command
 
 DATA = ("data=shapes", "data.num_images=120", "data.num_test=60")

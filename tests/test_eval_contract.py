@@ -15,8 +15,8 @@ from mimkit.evaluate import features
 from mimkit.evaluate.embed import embed
 from mimkit.evaluate.features import BATCH, encode, encode_alike, extract
 from mimkit.evaluate.frozen import Frozen
+from mimkit.saved.encoder import load, save_encoder
 from mimkit.types import Encoder
-from mimkit.weights.handover import load, save_encoder
 
 VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 4}
 ENCODERS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ from mimkit.errors import UserError
 from mimkit.evaluate.finetune.classifier import Classifier, build_optimizer
 from mimkit.evaluate.finetune.probe import Finetune
 from mimkit.evaluate.finetune.run import build_encoder
+from mimkit.saved.encoder import load, save_encoder
 from mimkit.types import Encoder
-from mimkit.weights.handover import load, save_encoder
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 3, "num_heads": 2, "patch_size": 4}
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {

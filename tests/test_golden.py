@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mimkit.draft import draft, load_recipe, shipped
+from mimkit.saved.encoder import save_encoder
 from mimkit.train.session import prepare
 from mimkit.train.step import step
-from mimkit.weights.handover import save_encoder
 from mimkit.weights.tokenizer import save_tokenizer
 from tests.conftest import make_clip
 

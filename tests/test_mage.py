@@ -12,7 +12,7 @@ from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.evaluate.embed import embed
 from mimkit.evaluate.score import score
-from mimkit.tokenizer import load_tokenizer
+from mimkit.saved.tokenizer import load_tokenizer
 from mimkit.train.loop import train
 from mimkit.types import Mask
 from mimkit.weights.export import export

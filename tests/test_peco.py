@@ -13,8 +13,8 @@ from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.model import Model
 from mimkit.perceptual import PerceptualDistance
+from mimkit.saved.encoder import save_encoder
 from mimkit.train.loop import train
-from mimkit.weights.handover import save_encoder
 from tests.vqgan import PIXELS, SMALL
 
 VIT = {"name": "vit", "embed_dim": 12, "depth": 3, "num_heads": 2, "patch_size": 4}
@@ -150,7 +150,7 @@ def test_the_small_recipe_trains_against_the_encoder_of_a_run(tmp_path: Path) ->
     ("loss", "wanted"),
     [
         ({"layers": [0, 3]}, r"loss\.layers: .*mae-1 has the blocks 0 to 2, not 3"),
-        ({"model": "runs/none-1"}, r"loss\.model=runs/none-1: no such folder of a run; `mimkit train mae` makes one"),
+        ({"model": "runs/none-1"}, r"loss\.model: runs/none-1: no such run folder or weights file"),
         ({"model": "vit_tinny", "pretrained": False}, r"loss\.model: timm has no 'vit_tinny'; did you mean"),
         ({"model": "test_vit", "pretrained": False, "layers": [9]}, r"loss\.model=test_vit loss\.layers=\[9\]: "),
         ({"model": "test_vit", "pretrained": "x.pth"}, "weights x.pth: no such file"),

@@ -16,9 +16,9 @@ from mimkit.compare.report_rows import read_results, read_rows
 from mimkit.compare.strips import score_axis
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
+from mimkit.saved.encoder import save_encoder
 from mimkit.train.optim import build_optimizer
 from mimkit.weights import checkpoint
-from mimkit.weights.handover import save_encoder
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 STATUSES = ("done", "running", "waiting", "failed", "partial")

@@ -16,7 +16,7 @@ from mimkit.drawing.sheet import draw_sheet
 from mimkit.errors import UserError
 from mimkit.evaluate.score import score
 from mimkit.evaluate.segment.pairs import find_pairs
-from mimkit.weights.handover import save_encoder
+from mimkit.saved.encoder import save_encoder
 
 COLOURS = np.array([[20, 30, 200], [200, 40, 30], [30, 200, 60]], dtype=np.uint8)
 VOID = 7

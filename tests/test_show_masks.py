@@ -15,9 +15,9 @@ from mimkit.errors import UserError
 from mimkit.evaluate.features import sample_views
 from mimkit.evaluate.reconstruction import reconstruct
 from mimkit.model import Model
+from mimkit.saved.encoder import save_encoder
 from mimkit.show.run import draw
 from mimkit.weights import checkpoint
-from mimkit.weights.handover import save_encoder
 
 SIDE = 11 * 16  # of a tile
 

@@ -12,7 +12,7 @@ import mimkit
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.model import Model
-from mimkit.tokenizer import load_tokenizer
+from mimkit.saved.tokenizer import load_tokenizer
 from mimkit.train.loop import train
 from mimkit.weights.tokenizer import save_tokenizer
 

@@ -14,7 +14,7 @@ from mimkit.convnet import ConvDecoder, ConvEncoder
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.heads.vq_decoder import VQDecoder
-from mimkit.tokenizer import load_tokenizer
+from mimkit.saved.tokenizer import load_tokenizer
 from mimkit.train.loop import train
 from mimkit.types import Features, Mask
 from mimkit.weights.tokenizer import save_tokenizer

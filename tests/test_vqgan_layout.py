@@ -11,7 +11,7 @@ import torch
 import mimkit
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
-from mimkit.tokenizer import load_tokenizer
+from mimkit.saved.tokenizer import load_tokenizer
 from mimkit.weight_files import read_weights
 from mimkit.weights import importing
 from mimkit.weights.official import load_official

@@ -10,8 +10,8 @@ import mimkit
 from mimkit import registry
 from mimkit.encoders.vit import ViT
 from mimkit.errors import UserError
+from mimkit.saved.encoder import save_encoder
 from mimkit.weights.export import export
-from mimkit.weights.handover import save_encoder
 
 MEAN, OTHER_TABLE = "it gives the mean of the patch tokens", "made of it gives other features"
 VIT = {"embed_dim": 24, "depth": 3, "num_heads": 3, "patch_size": 5}

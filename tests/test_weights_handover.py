@@ -16,9 +16,9 @@ import mimkit
 from mimkit.disk import write_atomically
 from mimkit.encoders.vit import ViT
 from mimkit.errors import UserError
+from mimkit.saved.encoder import save_encoder
 from mimkit.types import Encoder, Features
 from mimkit.weight_files import read_weights, write_weights
-from mimkit.weights.handover import save_encoder
 
 OPTIONS = {
     "size": "base", "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 4.0, "patch_size": 5, "in_chans": 4,

@@ -8,7 +8,7 @@ import torch
 import mimkit
 from mimkit import strict_yaml
 from mimkit.errors import UserError
-from mimkit.tokenizer import load_tokenizer
+from mimkit.saved.tokenizer import load_tokenizer
 from mimkit.weights import importing
 from mimkit.weights.importing import import_weights
 from tests import published

@@ -8,7 +8,7 @@ from scipy.interpolate import RegularGridInterpolator
 import mimkit
 from mimkit import registry
 from mimkit.errors import UserError
-from mimkit.weights.handover import save_encoder
+from mimkit.saved.encoder import save_encoder
 
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 3, "patch_size": 5}
 SWIN = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}

@@ -11,9 +11,9 @@ from mimkit.compare.report_rows import Row
 from mimkit.data.open import open_data
 from mimkit.draft import load_recipe
 from mimkit.evaluate.features import sample_views
+from mimkit.saved.encoder import load, weights_file
 from mimkit.show.features import draw_features
 from mimkit.show.run import draw as draw_run
-from mimkit.weights.handover import load, weights_file
 
 IMAGES = 4  # that are drawn
 QUALITY = 82  # of WebP

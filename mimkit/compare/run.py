@@ -21,7 +21,7 @@ from mimkit.evaluate.options import OF_IMAGES, Order
 from mimkit.model import build, build_encoder
 from mimkit.recipe import Recipe
 from mimkit.runs import is_finished
-from mimkit.weights.handover import NAME, save_encoder
+from mimkit.saved.encoder import NAME, save_encoder
 
 Currency = Literal["images", "seconds", "flops"]
 T = TypeVar("T")

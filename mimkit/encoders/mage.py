@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mimkit.errors import UserError
 from mimkit.quick import quicken
-from mimkit.tokenizer import CodeEncoder, FrozenTokenizer
+from mimkit.saved.tokenizer import CodeEncoder, FrozenTokenizer
 from mimkit.transformer import SizeName, blocks_with_dropout, check_images, init_xavier, run_blocks, shape_of
 from mimkit.types import Features, Images, Mask, Size, gather_places
 

@@ -9,7 +9,7 @@ from mimkit.data.open import open_source
 from mimkit.disk import write_atomically
 from mimkit.errors import UserError
 from mimkit.evaluate.features import pooled_features
-from mimkit.weights.handover import load
+from mimkit.saved.encoder import load
 
 FORMATS = (".npz", ".parquet", ".csv")
 

@@ -20,8 +20,8 @@ from mimkit.evaluate.frozen import Frozen, Split
 from mimkit.evaluate.labelled import fingerprint, labelled_sources
 from mimkit.evaluate.options import OF_ENCODERS, OF_IMAGES, EvalSettings, read_order
 from mimkit.evaluate.target import target_encoder
+from mimkit.saved.encoder import load, weights_file
 from mimkit.types import Encoder
-from mimkit.weights.handover import load, weights_file
 
 POOLS = {"mean": "mean of the patch tokens", "cls": "class token"}
 

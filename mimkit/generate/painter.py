@@ -14,11 +14,11 @@ from mimkit.generate.sampler import Sampling, fill_in
 from mimkit.model import Model, build
 from mimkit.objective import Objective
 from mimkit.recipe import Choice
-from mimkit.tokenizer import CodeEncoder
+from mimkit.saved.encoder import describe, weights_file
+from mimkit.saved.tokenizer import CodeEncoder
 from mimkit.types import Mask
 from mimkit.weight_files import fill, read_weights
 from mimkit.weights import checkpoint
-from mimkit.weights.handover import describe, weights_file
 
 BATCH = 64  # images that are painted at once
 

@@ -16,8 +16,8 @@ from mimkit.evaluate.features import encode, spread
 from mimkit.evaluate.frechet import frechet_distance
 from mimkit.generate.painter import BATCH, Painter, open_run
 from mimkit.generate.sampler import Sampling
+from mimkit.saved.encoder import load
 from mimkit.types import Encoder, Images
-from mimkit.weights.handover import load
 
 COUNTED = 10000  # training images whose codes are counted
 

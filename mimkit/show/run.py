@@ -10,11 +10,11 @@ from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.evaluate.features import sample_views
 from mimkit.model import Model, build
+from mimkit.saved.encoder import load
 from mimkit.show.features import draw_features
 from mimkit.show.reconstruction import draw_reconstructions, draw_side_by_side
 from mimkit.types import Encoder
 from mimkit.weights import checkpoint
-from mimkit.weights.handover import load
 
 MOST = 12  # masks side by side
 

@@ -16,6 +16,7 @@ from mimkit.evaluate.features import sample_views
 from mimkit.evaluate.health import health
 from mimkit.evaluate.reconstruction import ToImages, reconstruction_scores
 from mimkit.recipe import Recipe
+from mimkit.saved.encoder import save_encoder
 from mimkit.signals import StopRequest
 from mimkit.train.log import Clock, Progress
 from mimkit.train.memory import keep_large_blocks, peak_memory
@@ -23,7 +24,6 @@ from mimkit.train.run import read_metrics
 from mimkit.train.session import Run, prepare
 from mimkit.train.step import check_finite, step
 from mimkit.weights import checkpoint
-from mimkit.weights.handover import save_encoder
 from mimkit.weights.tokenizer import save_tokenizer
 
 MANY_PLACES = 1024  # more are told of

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mimkit.disk import write_text
 from mimkit.errors import UserError, nearest
+from mimkit.saved.encoder import describe, load, save_encoder, weights_file
 from mimkit.types import Encoder
 from mimkit.weight_files import write_weights
-from mimkit.weights.handover import describe, load, save_encoder, weights_file
 
 FORMS = ("timm", "safetensors")
 Options = Mapping[str, Any]

@@ -11,9 +11,9 @@ from mimkit.errors import UserError
 from mimkit.model import Model, build_encoder, build_head
 from mimkit.objective import Objective
 from mimkit.recipe import Recipe
-from mimkit.tokenizer import Tokenizer
+from mimkit.saved.encoder import save_encoder
+from mimkit.saved.tokenizer import Tokenizer
 from mimkit.types import Loss, Normalizer, Target
-from mimkit.weights.handover import save_encoder
 from mimkit.weights.official import load_official, match
 from mimkit.weights.published import Published, recognise
 from mimkit.weights.tokenizer import save_tokenizer

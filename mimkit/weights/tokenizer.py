@@ -1,4 +1,4 @@
-"""The hand-over of a tokenizer in a run's folder, for target=vq of a later run: see `mimkit/tokenizer.py`."""
+"""The hand-over of a tokenizer in a run's folder, for target=vq of a later run: see `mimkit/saved/tokenizer.py`."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import nn
 import mimkit
 from mimkit.disk import write_text
 from mimkit.model import Model
-from mimkit.tokenizer import FORMAT, NAME, Tokenizer
+from mimkit.saved.tokenizer import FORMAT, NAME, Tokenizer
 from mimkit.weight_files import write_weights
 
 

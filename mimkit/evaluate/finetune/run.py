@@ -22,11 +22,11 @@ from mimkit.evaluate.finetune.images import Blend, LabelledBatches
 from mimkit.evaluate.finetune.probe import Finetune
 from mimkit.evaluate.frozen import Frozen
 from mimkit.evaluate.progress import Progress
+from mimkit.saved.encoder import describe, load, untrained
 from mimkit.schedule import Schedule
 from mimkit.signals import StopRequest
 from mimkit.types import Encoder, Images, Standardize
 from mimkit.weights import checkpoint
-from mimkit.weights.handover import describe, load, untrained
 
 TEST_BATCH = 250
 LAYER_DECAY = 0.75  # of given weights

@@ -19,8 +19,8 @@ from mimkit.evaluate.segment.heads import Linear, UperNet
 from mimkit.evaluate.segment.metric import Confusion
 from mimkit.evaluate.segment.network import Segmenter, predict, train
 from mimkit.evaluate.segment.picture import draw_masks
+from mimkit.saved.encoder import load
 from mimkit.types import Encoder
-from mimkit.weights.handover import load
 
 PICTURE = "segment.png"  # beside the weights
 LR = {"linear": 1e-2, "upernet": 1e-3}  # by the head

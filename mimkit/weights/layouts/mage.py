@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mimkit.tokenizer import CodeEncoder
+from mimkit.saved.tokenizer import CodeEncoder
 from mimkit.types import Encoder
 from mimkit.weights.layout import Layout
 

@@ -11,10 +11,10 @@ import mimkit
 from mimkit import registry, schema
 from mimkit.disk import write_text
 from mimkit.errors import UserError
-from mimkit.tokenizer import CodeEncoder
+from mimkit.saved.resize import resize
+from mimkit.saved.tokenizer import CodeEncoder
 from mimkit.types import Encoder, Size
 from mimkit.weight_files import fill, read_weights, write_weights
-from mimkit.weights.resize import resize
 
 FORMAT = 1  # of encoder.json
 NAME = "encoder.safetensors"
