@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from mimkit import progress
 from mimkit.data.source import Source
 from mimkit.errors import UserError
-from mimkit.evaluate import frozen, progress
+from mimkit.evaluate import frozen
 from mimkit.evaluate.knn import knn_predict, top1
 from mimkit.evaluate.labelled import check_classes
 from mimkit.evaluate.linear import fit_best

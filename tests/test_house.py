@@ -35,7 +35,7 @@ FLOORS = [  # from the top: each may import its own floor and those below it
     {"mask"},
     {"schema"},
     {"registry", "weight_files"},
-    {"geometry", "disk", "drawing", "runs", "schedule", "signals"},
+    {"geometry", "device", "disk", "drawing", "progress", "runs", "schedule", "signals"},
     {"errors"},
 ]
 

@@ -14,7 +14,7 @@ from mimkit.data.source import Source
 from mimkit.errors import UserError
 from mimkit.evaluate.cache import Parts, cached
 from mimkit.evaluate.features import BATCH, Kind, encode, extract
-from mimkit.evaluate.progress import Progress
+from mimkit.progress import Progress
 from mimkit.types import Encoder
 
 Split = Literal["train", "test"]

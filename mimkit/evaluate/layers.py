@@ -8,7 +8,7 @@ from annotated_types import Gt
 from mimkit.evaluate.frozen import Frozen, Score
 from mimkit.evaluate.knn import top1
 from mimkit.evaluate.linear import fit_best
-from mimkit.evaluate.progress import Progress
+from mimkit.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

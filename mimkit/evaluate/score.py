@@ -13,6 +13,7 @@ import torch
 import mimkit
 from mimkit.data.open import open_data
 from mimkit.data.source import Source
+from mimkit.device import chosen_device
 from mimkit.disk import write_text
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
@@ -39,7 +40,7 @@ def score(
     home = weights if weights.is_dir() else weights.parent
     order = read_order(home, probes, given, settings)
     encoder, file = _subject(weights, home, order.settings.of)
-    _check(encoder.to(_device(order.settings)), order.settings, probes)
+    _check(encoder.to(chosen_device(order.settings.device)), order.settings, probes)
     told: dict[str, Any] = {"weights_sha256": _sha256(encoder, file), "mimkit": mimkit.__version__}
     sources: dict[Split, Source] = {}
     of: dict[Split, Any] = {}
@@ -95,13 +96,6 @@ def _sha256(encoder: Encoder, file: Path | None) -> str:
         return digest.hexdigest()
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _device(settings: EvalSettings) -> torch.device:
-    """Raises UserError where a GPU is asked for and there is none."""
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: no GPU is available to torch; use device=cpu")
-    return torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _check(encoder: Encoder, settings: EvalSettings, probes: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from mimkit.data.batches import Batches
 from mimkit.data.crops import RandomCrop
 from mimkit.evaluate.features import Kind, encode_alike
 from mimkit.evaluate.frozen import Frozen, Labelled, labels_of
-from mimkit.evaluate.progress import Progress
+from mimkit.progress import Progress
 from mimkit.schedule import Schedule
 
 WARMUP = 1 / 9  # of the steps: 10 of 90 epochs in MAE's linear and CAE's attentive probe

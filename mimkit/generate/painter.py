@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mimkit import registry
+from mimkit.device import chosen_device
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.generate.sampler import Sampling, fill_in
@@ -99,4 +100,4 @@ def open_run(run: Path) -> tuple[Painter, str]:
     model = build(replace(recipe, encoder=Choice(name, options)))  # the hand-over brings the tokenizer along
     fill(model.encoder.timm_model, read_weights(weights), str(weights), "the encoder of its JSON file")
     checkpoint.load_model(newest, model)
-    return Painter(model.to("cuda" if torch.cuda.is_available() else "cpu")), newest.name
+    return Painter(model.to(chosen_device("auto"))), newest.name

@@ -4,13 +4,11 @@ import json
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mimkit.disk import write_text
+from mimkit.progress import Progress
 from mimkit.train.run import read_metrics
-
-PLAIN_EVERY = 10.0  # seconds between lines where the output is no terminal
 
 
 class Metrics:
@@ -54,28 +52,12 @@ class Clock:
         return {"images_per_s": round(self.images / trained, 2), "data_wait": round(self.waited / trained, 4)}
 
 
-class Progress:
-    """The line that moves. Use as a context."""
+class TrainProgress(Progress):
+    """The line that moves, on stdout. Use as a context."""
 
     def __init__(self, total_steps: int, steps_per_epoch: int, batch_size: int, step: int):
-        self.total, self.per_epoch, self.batch_size = total_steps, steps_per_epoch, batch_size
-        self.spoke = time.perf_counter()
-        self.bar: Any = None
-        if sys.stdout.isatty():
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bar
-
-            self.bar = Bar(TextColumn("{task.description}"), BarColumn(None), TimeElapsedColumn(), expand=True)
-            self.task = self.bar.add_task("starting", total=total_steps, completed=step)
-
-    def __enter__(self) -> "Progress":
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.bar:
-            self.bar.stop()
+        super().__init__("starting", total_steps, done=step, stream=sys.stdout, stays=True)
+        self.per_epoch, self.batch_size = steps_per_epoch, batch_size
 
     def update(self, step: int, loss: float, rates: dict[str, float]) -> None:
         """Show where the run is."""
@@ -83,19 +65,7 @@ class Progress:
             f"step {step}/{self.total}  epoch {step / self.per_epoch:.2f}  loss {loss:.4f}  "
             f"{rates['images_per_s']:.0f} images/s  data-wait {100 * rates['data_wait']:.1f} %  ETA {self._eta(step, rates)}"
         )
-        now = time.perf_counter()
-        if self.bar:
-            self.bar.update(self.task, completed=step, description=line)
-        elif now - self.spoke >= PLAIN_EVERY or step == self.total:
-            self.spoke = now
-            print(line, flush=True)
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        if self.bar:
-            self.bar.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, flush=True)
+        self.show(step, line, must=step == self.total)
 
     def _eta(self, step: int, rates: dict[str, float]) -> str:
         """Time of training that is left at the present rate."""

@@ -18,7 +18,7 @@ from mimkit.evaluate.reconstruction import ToImages, reconstruction_scores
 from mimkit.recipe import Recipe
 from mimkit.saved.encoder import save_encoder
 from mimkit.signals import StopRequest
-from mimkit.train.log import Clock, Progress
+from mimkit.train.log import Clock, TrainProgress
 from mimkit.train.memory import keep_large_blocks, peak_memory
 from mimkit.train.run import read_metrics
 from mimkit.train.session import Run, prepare
@@ -43,13 +43,13 @@ def train(recipe: Recipe, folder: Path, resume: bool = False) -> dict[str, Any]:
     with StopRequest() as stop:
         run = prepare(recipe, folder, resume)
         batches = run.batches
-        with Progress(run.rate.total_steps, batches.steps_per_epoch, batches.batch_size, run.step) as progress:
+        with TrainProgress(run.rate.total_steps, batches.steps_per_epoch, batches.batch_size, run.step) as progress:
             greet(run, progress)
             fit(run, progress, stop)
         return finish(run, "done" if run.done else stop.name)
 
 
-def greet(run: Run, progress: Progress) -> None:
+def greet(run: Run, progress: TrainProgress) -> None:
     """Say what is about to happen."""
     sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (run.model.encoder, run.model)]
     recipe, at = run.recipe, f"from step {run.step} " if run.step else ""
@@ -71,7 +71,7 @@ def greet(run: Run, progress: Progress) -> None:
         progress.say("note: the warm-up is longer than the run, so the learning rate never reaches its peak")
 
 
-def fit(run: Run, progress: Progress, stop: StopRequest) -> None:
+def fit(run: Run, progress: TrainProgress, stop: StopRequest) -> None:
     """Train until all steps are done or a stop is asked for; then save."""
     clock = Clock()
     stream = run.batches.start(run.step)
@@ -98,7 +98,7 @@ def fit(run: Run, progress: Progress, stop: StopRequest) -> None:
             draw(run)
 
 
-def log(run: Run, losses: dict[str, Tensor], norm: Tensor, clock: Clock, progress: Progress) -> None:
+def log(run: Run, losses: dict[str, Tensor], norm: Tensor, clock: Clock, progress: TrainProgress) -> None:
     """One line of metrics: the loss is the mean since the last line; the device is read only here."""
     check_finite(run)
     total, steps = run.meter.tolist()
@@ -130,7 +130,7 @@ def aside(run: Run, clock: Clock) -> Iterator[None]:
     run.seconds += spent
 
 
-def save(run: Run, progress: Progress, must: bool = False) -> None:
+def save(run: Run, progress: TrainProgress, must: bool = False) -> None:
     """Checkpoint and hand-over. A full disk does not end the run at once; where it `must` be saved, or after three, it does."""
     check_finite(run)
     state = {"seconds": run.seconds, "meter": run.meter.tolist()}
@@ -151,7 +151,7 @@ def save(run: Run, progress: Progress, must: bool = False) -> None:
         )
 
 
-def probe(run: Run, progress: Progress, stop: StopRequest) -> None:
+def probe(run: Run, progress: TrainProgress, stop: StopRequest) -> None:
     """Score the encoder if that is due: untrained, every so many epochs, and at the end. Labels are not always there."""
     settings = run.recipe.probe
     if not settings.every or not (run.step == 0 or run.done or run.every(settings.every)):

@@ -12,7 +12,7 @@ from mimkit.data.batches import Batches
 from mimkit.data.crops import RandomCrop
 from mimkit.data.jitter import ColorJitter
 from mimkit.data.open import Data, open_data
-from mimkit.errors import UserError
+from mimkit.device import chosen_device
 from mimkit.model import Model, build
 from mimkit.recipe import Recipe
 from mimkit.schedule import Schedule
@@ -84,10 +84,7 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
     """Build everything; the folder is written to only once nothing can be wrong any more."""
     if resume:
         check_same(recipe, folder)
-    wanted = recipe.train.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device=cuda: no GPU is available to torch; use train.device=cpu")
-    device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    device = chosen_device(recipe.train.device, "train.device")
     torch.manual_seed(recipe.seed)
     model = build(recipe).to(device)
     encoder = model.encoder

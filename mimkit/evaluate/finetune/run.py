@@ -21,7 +21,7 @@ from mimkit.evaluate.finetune.classifier import Classifier, build_optimizer
 from mimkit.evaluate.finetune.images import Blend, LabelledBatches
 from mimkit.evaluate.finetune.probe import Finetune
 from mimkit.evaluate.frozen import Frozen
-from mimkit.evaluate.progress import Progress
+from mimkit.progress import Progress
 from mimkit.saved.encoder import describe, load, untrained
 from mimkit.schedule import Schedule
 from mimkit.signals import StopRequest

@@ -18,8 +18,8 @@ from mimkit.data.crops import render
 from mimkit.data.decode import EncodedPicture, one_line, open_image
 from mimkit.data.source import BadImage, Picture
 from mimkit.errors import UserError
-from mimkit.evaluate.progress import Progress
 from mimkit.evaluate.segment.pairs import Pairs, find_pairs
+from mimkit.progress import Progress
 from mimkit.types import Size
 
 VALUES = 256  # that a pixel of a mask can have

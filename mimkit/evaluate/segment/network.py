@@ -7,12 +7,12 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
-from mimkit.evaluate.progress import Progress
 from mimkit.evaluate.segment.crops import Crops
 from mimkit.evaluate.segment.data import MaskedImages
 from mimkit.evaluate.segment.geometry import Geometry
 from mimkit.evaluate.segment.heads import Linear, UperNet
 from mimkit.evaluate.segment.windows import sliding_logits
+from mimkit.progress import Progress
 from mimkit.schedule import Schedule
 from mimkit.types import Encoder, Images
 
