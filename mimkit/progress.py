@@ -3,9 +3,10 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO, TypeVar
 
 PLAIN_EVERY = 10.0  # seconds between lines where the stream is no terminal
+Of = TypeVar("Of", bound="Progress")
 
 
 class Progress:
@@ -29,7 +30,7 @@ class Progress:
             self.bar = Bar(*columns, console=Console(file=self.stream), expand=True, transient=not stays)
             self.task = self.bar.add_task(what, total=total, completed=done)
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Of) -> Of:
         if self.bar:
             self.bar.start()
         return self

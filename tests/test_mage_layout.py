@@ -1,6 +1,7 @@
 """MAGE's published files: names and shapes as its authors' class makes them, and where each tensor belongs."""
 
 import re
+import shutil
 from math import prod
 
 import pytest
@@ -10,6 +11,7 @@ import mimkit
 from mimkit import strict_yaml
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
+from mimkit.generate.painter import Painter, open_run
 from mimkit.model import build_encoder, build_head
 from mimkit.weights.importing import import_weights
 from mimkit.weights.published import known_layouts, recognise
@@ -181,3 +183,20 @@ def test_import_of_the_authors_file(folder, tmp_path):
     encoder = mimkit.load(tmp_path / "out")
     assert torch.equal(encoder.tokenizer.head.codebook.weight, state["vqgan.quantize.embedding.weight"])
     assert encoder(torch.rand(2, 3, 16, 16)).pooled.shape == (2, 24)
+
+
+def test_the_authors_file_paints(folder, tmp_path):
+    """With the very logits of a model that was filled in Python, its tokenizer's folder gone."""
+    torch.save({"model": published()}, tmp_path / "mage.pth")
+    tree = COMMON | {"encoder": ENCODER, "mask": "variable", "head": HEAD, "target": "codes"}
+    (tmp_path / "recipe.yaml").write_text(strict_yaml.dump(tree))
+    tokenizer = save_vqgan(tmp_path / "tokenizer")
+    options = [f"encoder.tokenizer={tokenizer}"]
+    import_weights(tmp_path / "mage.pth", str(tmp_path / "recipe.yaml"), tmp_path / "out", options)
+    by_hand = Painter(mimkit.build(tmp_path / "recipe.yaml", *options))
+    mimkit.load_official(by_hand.model, tmp_path / "mage.pth")
+    shutil.rmtree(tokenizer)
+    painter, name = open_run(tmp_path / "out")
+    assert name == "step-00000000"
+    codes, unknown = painter.blank(2)
+    assert torch.equal(painter.logits(codes, unknown), by_hand.logits(codes, unknown))

@@ -7,10 +7,14 @@ import torch
 
 import mimkit
 from mimkit import strict_yaml
+from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.saved.tokenizer import load_tokenizer
+from mimkit.show.run import draw
+from mimkit.train.loop import train
 from mimkit.weights import importing
 from mimkit.weights.importing import import_weights
+from mimkit.weights.trained import trained_model
 from tests import published
 from tests.conftest import command
 
@@ -104,6 +108,44 @@ def test_a_tokenizer_is_handed_over(tmp_path, recipe, shapes):
     assert torch.equal(head.codes(features), distance.argmin(-1))
 
 
+MAE = {
+    "encoder": {"name": "vit", "embed_dim": 24, "depth": 2, "num_heads": 3, "patch_size": 5},
+    "mask": {"name": "random", "feed": "visible"},
+    "head": {"name": "decoder", "embed_dim": 40, "depth": 3, "num_heads": 5},
+    "target": "pixels",
+}
+
+
+def test_a_file_with_its_head_is_a_run_that_has_made_no_step(tmp_path, recipe, monkeypatch):
+    """Against the model that was filled in Python; and training goes on from there."""
+    monkeypatch.setitem(RECIPES, "mae", MAE)
+    state = file(tmp_path / "weights.pth", published.mae())
+    data = ["data=shapes", "data.num_images=16", "data.num_test=8", "data.batch_size=8", "probe.every=0"]
+    text = import_weights(tmp_path / "weights.pth", str(recipe("mae")), tmp_path / "out", data)
+    assert f"mimkit show {tmp_path / 'out'} IMAGES" in text
+    model, name = trained_model(tmp_path / "out")
+    by_hand = mimkit.build(recipe("mae"))
+    mimkit.load_official(by_hand, state)
+    images = torch.rand(2, 3, 35, 35)
+    loss, wanted = (one(images, generator=torch.Generator().manual_seed(0)).loss for one in (model, by_hand))
+    assert name == "step-00000000" and torch.equal(loss, wanted)
+    assert "reconstructions" in draw(tmp_path / "out", None, tmp_path / "show.png", 2)
+    again = load_recipe(tmp_path / "out/recipe.yaml")
+    assert train(again, tmp_path / "out", resume=True)["step"] == 2
+    moved = mimkit.load(tmp_path / "out").timm_model.blocks[0].mlp.fc1.weight - state["blocks.0.mlp.fc1.weight"]
+    assert 0 < moved.abs().max() < 0.1
+    with pytest.raises(UserError, match="out holds a run already; choose another folder"):
+        import_weights(tmp_path / "weights.pth", str(recipe("mae")), tmp_path / "out")
+
+
+def test_an_encoder_alone_is_no_run(tmp_path, recipe, monkeypatch):
+    """Its head would be untrained."""
+    monkeypatch.setitem(RECIPES, "mae", MAE)
+    file(tmp_path / "weights.pth", published.vit())
+    import_weights(tmp_path / "weights.pth", str(recipe("mae")), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"encoder.json", "encoder.safetensors"}
+
+
 def test_a_method_stands_for_its_recipes_the_papers_first():
     """Against the shipped recipes."""
     assert importing._recipes("mae")[:3] == [f"imagenet/mae_vit_{size}" for size in ("base", "huge", "large")]
@@ -123,7 +165,7 @@ def test_the_first_recipe_that_fits_counts(tmp_path, recipe, monkeypatch):
     with pytest.raises(
         UserError, match=r"none of the recipes of 'any' fits .*beit2.yaml, .*milan.yaml.*SimMIM"
     ) as error:
-        import_weights(tmp_path / "other.pth", "any", tmp_path / "out")
+        import_weights(tmp_path / "other.pth", "any", tmp_path / "none")
     assert "\n" not in str(error.value)
 
 
@@ -135,7 +177,7 @@ def test_the_command(tmp_path, recipe):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("SimMIM, Swin and linear head: ")
     assert "tensors of the model matched" in done.stdout and f'mimkit.load("{out}")' in done.stdout
-    override = command("import", tmp_path / "weights.pth", "--as", path, "-o", out, "encoder.window_size=2")
+    override = command("import", tmp_path / "weights.pth", "--as", path, "-o", tmp_path / "none", "encoder.window_size=2")
     assert (override.returncode, override.stdout) == (2, "")
     assert "a window of 4x4 places, here it is 2x2" in override.stderr and override.stderr.count("\n") == 1
 

@@ -1,6 +1,5 @@
 """A run that was trained to predict the codes that its encoder reads, as what paints images."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,14 +11,11 @@ from mimkit.device import chosen_device
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.generate.sampler import Sampling, fill_in
-from mimkit.model import Model, build
+from mimkit.model import Model
 from mimkit.objective import Objective
-from mimkit.recipe import Choice
-from mimkit.saved.encoder import describe, weights_file
 from mimkit.saved.tokenizer import CodeEncoder
 from mimkit.types import Mask
-from mimkit.weight_files import fill, read_weights
-from mimkit.weights import checkpoint
+from mimkit.weights.trained import trained_model
 
 BATCH = 64  # images that are painted at once
 
@@ -88,16 +84,11 @@ def open_run(run: Path) -> tuple[Painter, str]:
     """
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} holds no run (no recipe.yaml in it): encoder and head together paint images")
-    recipe = load_recipe(run / "recipe.yaml")
-    if not issubclass(registry.find("encoder", recipe.encoder.name), CodeEncoder):
+    encoder = load_recipe(run / "recipe.yaml").encoder.name
+    if not issubclass(registry.find("encoder", encoder), CodeEncoder):
         raise UserError(
-            f"{run}: its encoder '{recipe.encoder.name}' reads pixels, and images are painted from codes: "
+            f"{run}: its encoder '{encoder}' reads pixels, and images are painted from codes: "
             "`mimkit train mage` makes a run that does"
         )
-    newest = checkpoint.newest(run / "checkpoints")
-    weights = weights_file(run)
-    name, options, _ = describe(weights)
-    model = build(replace(recipe, encoder=Choice(name, options)))  # the hand-over brings the tokenizer along
-    fill(model.encoder.timm_model, read_weights(weights), str(weights), "the encoder of its JSON file")
-    checkpoint.load_model(newest, model)
-    return Painter(model.to(chosen_device("auto"))), newest.name
+    model, name = trained_model(run)
+    return Painter(model.to(chosen_device("auto"))), name

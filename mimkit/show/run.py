@@ -1,20 +1,18 @@
 """What `mimkit show` draws: a run's reconstructions, or what an encoder sees."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 from mimkit import overrides
 from mimkit.data.open import Data, open_data, open_source
-from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.evaluate.features import sample_views
-from mimkit.model import Model, build
 from mimkit.saved.encoder import load
 from mimkit.show.features import draw_features
 from mimkit.show.reconstruction import draw_reconstructions, draw_side_by_side
 from mimkit.types import Encoder
-from mimkit.weights import checkpoint
+from mimkit.weights.trained import trained_model
 
 MOST = 12  # masks side by side
 
@@ -41,9 +39,9 @@ def draw(weights: Path, images: str | None, output: Path, count: int, given: Seq
         draw_features(encoder, sample_views(_data(images, encoder), encoder, count), output)
         return f"{output}: principal components of the patch tokens of {weights}"
     masks = _combinations(given)
-    newest = checkpoint.newest(weights / "checkpoints")
-    models = _models(weights, newest, masks)
-    first = next(models)
+    # one model after another, since each may come with a large teacher
+    models = (trained_model(weights, ("seed=0", *mask)) for mask in masks)
+    first, newest = next(models)
     encoder = first.encoder
     if images is None:
         chosen = first.recipe.data
@@ -55,8 +53,8 @@ def draw(weights: Path, images: str | None, output: Path, count: int, given: Seq
         draw_reconstructions(first, pictures, output, first.recipe.seed)
     else:
         titles = ("\n".join(mask) for mask in masks)
-        draw_side_by_side(zip(titles, chain([first], models), strict=True), pictures, output)
-    return f"{output}: reconstructions of {weights} at {newest.name}"
+        draw_side_by_side(zip(titles, chain([first], (model for model, _ in models)), strict=True), pictures, output)
+    return f"{output}: reconstructions of {weights} at {newest}"
 
 
 def _combinations(given: Sequence[str]) -> list[tuple[str, ...]]:
@@ -71,14 +69,6 @@ def _combinations(given: Sequence[str]) -> list[tuple[str, ...]]:
     if len(combinations) > MOST:
         raise UserError(f"{len(combinations)} masks are more than the {MOST} that a sheet holds")
     return combinations
-
-
-def _models(run: Path, newest: Path, masks: Sequence[tuple[str, ...]]) -> Iterator[Model]:
-    """The run's model under each mask, one after another, since a model may come with a large teacher."""
-    for mask in masks:
-        model = build(load_recipe(run / "recipe.yaml", ("seed=0", *mask)))
-        checkpoint.load_model(newest, model)
-        yield model
 
 
 def _data(images: str, encoder: Encoder) -> Data:

@@ -131,6 +131,6 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
         step,
     )
     run.meter, run.first_bad = run.meter.to(device), run.first_bad.to(device)
-    if state:
+    if state and step:  # published weights that were imported are a run at step 0
         run.seconds, run.meter = state["seconds"], torch.tensor(state["meter"], dtype=torch.float64, device=device)
     return run
