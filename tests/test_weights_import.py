@@ -177,7 +177,9 @@ def test_the_command(tmp_path, recipe):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("SimMIM, Swin and linear head: ")
     assert "tensors of the model matched" in done.stdout and f'mimkit.load("{out}")' in done.stdout
-    override = command("import", tmp_path / "weights.pth", "--as", path, "-o", tmp_path / "none", "encoder.window_size=2")
+    override = command(
+        "import", tmp_path / "weights.pth", "--as", path, "-o", tmp_path / "none", "encoder.window_size=2"
+    )
     assert (override.returncode, override.stdout) == (2, "")
     assert "a window of 4x4 places, here it is 2x2" in override.stderr and override.stderr.count("\n") == 1
 
