@@ -256,10 +256,7 @@ def import_weights(
     overrides: Overrides = None,
     plugin: Plugin = None,
 ) -> None:
-    """Take published weights over: the encoder for mimkit.load, a tokenizer for target=vq.
-
-    Where the file holds the head too, the folder is also a run, to show, to paint with, and to go on training.
-    """
+    """Take published weights over: an encoder, a tokenizer for target=vq; with the head, a run to show and go on with."""
     load_plugins(plugin)
     check_writable(output, is_folder=True)
 
