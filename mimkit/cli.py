@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mimkit.arguments import Overrides, Plugin, Recipe, Weights, check_writable, load_plugins
+from mimkit.arguments import Overrides, Plugin, Recipe, Weights, check_writable
 from mimkit.errors import UserError
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 75
@@ -40,7 +40,6 @@ def train(
     from mimkit.draft import draft
     from mimkit.train.run import choose_folder
 
-    load_plugins(plugin)
     drafted = draft(recipe, overrides or ())
     folder = choose_folder(out, drafted.method, resume)
     checked = drafted.recipe()
@@ -63,7 +62,6 @@ def check(recipe: Recipe, overrides: Overrides = None, plugin: Plugin = None) ->
     """Validate a recipe, build it, look through its data, run one step, and say what it takes."""
     from mimkit.draft import load_recipe
 
-    load_plugins(plugin)
     checked = load_recipe(recipe, overrides or ())
 
     from mimkit.train.check import report
@@ -94,7 +92,6 @@ def evaluate(
     Its features are kept in features/ beside the weights, so that the next probe need not extract them again.
     The probe finetune trains the encoder: Ctrl-C or SIGTERM saves and leaves with 75, and the same command goes on.
     """
-    load_plugins(plugin)
     output = output or (weights if weights.is_dir() else weights.parent) / "eval.json"
     check_writable(output)
 
@@ -133,8 +130,7 @@ def bench(
     mask.ratio=0.5,0.75 makes a row for each value. A recipe that fails is a row that says why. Ctrl-C or SIGTERM leaves
     with 75; the same command goes on, after a kill, too, and trains nothing twice.
     """
-    load_plugins(plugin)
-    check_writable(out, is_folder=True)
+    check_writable(out, is_folder=True, option="--out")
 
     from mimkit.compare.bench import Request, compare
     from mimkit.compare.work import Stopped
@@ -159,14 +155,13 @@ def show(
         ),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("show.png"),
-    count: Annotated[int, typer.Option("-n", help="How many images.", min=1, max=64)] = 8,
+    count: Annotated[int, typer.Option("-n", help="How many images.", min=1, max=8)] = 8,
     plugin: Plugin = None,
 ) -> None:
     """Draw what a run reconstructs, or what an encoder sees (principal components, attention).
 
     mask=random,block or mask.ratio=0.5,0.75 draws the masks side by side.
     """
-    load_plugins(plugin)
     check_writable(output)
     images = [word for word in words or () if "=" not in word]
     if len(images) > 1:
@@ -201,7 +196,6 @@ def generate(
     plugin: Plugin = None,
 ) -> None:
     """Paint images with a run that was trained on codes: out of nothing, or what is missing of a picture."""
-    load_plugins(plugin)
     check_writable(output)
 
     from mimkit.generate.draw import draw_painted, draw_samples
@@ -226,7 +220,6 @@ def embed(
     plugin: Plugin = None,
 ) -> None:
     """Write the features (mean of the patch tokens) of all images, with their file names and labels."""
-    load_plugins(plugin)
     check_writable(output)
 
     from mimkit.evaluate.embed import embed as write
@@ -239,6 +232,7 @@ def export(
     run: Weights,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write.")],
     to: Annotated[str, typer.Option(help="timm or safetensors.")],
+    plugin: Plugin = None,
 ) -> None:
     """Hand the encoder over to other software."""
     check_writable(output, is_folder=True)
@@ -257,7 +251,6 @@ def import_weights(
     plugin: Plugin = None,
 ) -> None:
     """Take published weights over: an encoder, a tokenizer for target=vq; with the head, a run to show and go on with."""
-    load_plugins(plugin)
     check_writable(output, is_folder=True)
 
     from mimkit.weights.importing import import_weights as write
@@ -271,8 +264,6 @@ def list_components(
     plugin: Plugin = None,
 ) -> None:
     """List every component with its options, defaults and one line of text; and the recipes."""
-    load_plugins(plugin)
-
     from mimkit.catalogue import lines
 
     for line in lines(role):

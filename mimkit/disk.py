@@ -10,9 +10,9 @@ from typing import Any
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it: a reader sees the old file or the new one, whole.
 
-    Raises OSError (disk full, …), with nothing left behind.
+    Several processes may do so at once: the last one's file stays. Raises OSError (disk full, …), with nothing left behind.
     """
-    beside = path.with_name(f".writing-{path.name}")
+    beside = path.with_name(f".writing-{os.getpid()}-{path.name}")
     try:
         write(beside)
         fsync(beside)

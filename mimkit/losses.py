@@ -86,7 +86,7 @@ class info_nce(Loss):
         themselves with the two halves of the batch exchanged (target=twin).
     """
 
-    direction_only = True
+    direction_only, across_images = True, True
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ class Model(nn.Module):
         mask: instead of a drawn one. views: further views of the images by name; those of the recipe that are not given
         are the images themselves at the views' sizes. generator: draws the mask (CPU).
         """
-        mask, made, wanted = self.predict({**self.views(images), **(views or {})}, mask, generator)
+        mask, made, wanted = self.predict(self.views(images, views), mask, generator)
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         shown: list[tuple[Tensor | None, Tensor | None]] = []  # prediction and target of each objective
@@ -85,10 +85,12 @@ class Model(nn.Module):
                 wanted[name] = objective.target(made[name])
         return mask, made, wanted
 
-    def views(self, images: Images) -> Views:
-        """The images and what stands for the recipe's further views where only the images are at hand (in pictures, say)."""
-        found = {"image": images}
+    def views(self, images: Images, given: Views | None = None) -> Views:
+        """The images, the given views, and what stands for those of the recipe that are not given (in pictures, say)."""
+        found = {"image": images, **(given or {})}
         for name, view in (self.recipe.batches.views or {}).items():
+            if name in found:
+                continue
             size = view.size(self.encoder.image_size)
             found[name] = images
             if size != images.shape[2:]:
@@ -198,7 +200,14 @@ def build(
         if isinstance(loss, nn.Module):
             loss.requires_grad_(False)  # frozen, or trained in steps of its own
         objectives[name] = Objective(head, target, normalizer, loss, choice.weight, choice.adaptive, choice.prediction)
-    return Model(encoder, masking, objectives, recipe)
+    model = Model(encoder, masking, objectives, recipe)
+    for name, objective in objectives.items():
+        head = model.head_of(objective)
+        if objective.adaptive and all(one.adaptive for one in objectives.values() if model.head_of(one) is head):
+            raise UserError(
+                f"objective '{name}' is adaptive, so its head needs an objective with a fixed weight beside it"
+            )
+    return model
 
 
 def build_encoder(recipe: Recipe) -> tuple[Masking, Encoder]:

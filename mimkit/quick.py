@@ -44,11 +44,12 @@ class _OneDNNLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         flat = grad.flatten(0, -2)
         of_x = _product(grad.contiguous(), weight.t(), None) if ctx.needs_input_grad[0] else None
-        return of_x, flat.t() @ x.flatten(0, -2), flat.sum(0)
+        of_weight = flat.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None  # none of a frozen network's
+        return of_x, of_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -101,7 +101,8 @@ class TrainSettings:
     max_steps: length in optimizer steps, instead of epochs.
     warmup_epochs: passes during which the rate rises from optim.warmup_lr.
     clip_grad: largest norm of the gradient; null does not clip.
-    accumulate: parts that a batch is split into to save memory; the batch's gradient is the same.
+    accumulate: parts that a batch is split into to save memory; each counts by its number of images, so the gradient is
+        the batch's, but for losses whose masks differ in size; refused for a loss that compares the images of a batch.
     checkpoint_every: epochs between checkpoints; one is always written at the end.
     keep_checkpoints: how many of the newest checkpoints stay on disk.
     log_every: optimizer steps between lines of metrics.jsonl.

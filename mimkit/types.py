@@ -238,9 +238,11 @@ class Loss:
     """Role: compares. One number per place, or one for all; the model takes their mean. With networks: a module besides.
 
     direction_only: whether the length of a prediction does not count (cosine), so that it says nothing.
+    across_images: whether an image's loss depends on the others of the batch, which then cannot be computed in parts.
     """
 
     direction_only: bool = False
+    across_images: bool = False
 
     def __call__(
         self, prediction: Float[Tensor, "*places D"], wanted: Float[Tensor, "*places D"] | Int[Tensor, "*places"]
@@ -250,10 +252,7 @@ class Loss:
 
 
 def as_float(images: Images) -> Float[Tensor, "B C H W"]:
-    """Images as float32 in [0, 1]: uint8 is divided by 255, float passes.
-
-    Raises UserError for other types.
-    """
+    """Images as float32 in [0, 1]: uint8 is divided by 255, float passes. Raises UserError for other types."""
     if images.dtype == torch.uint8:
         return images.float().div_(255)
     if not images.is_floating_point():

@@ -38,9 +38,14 @@ class Momentum(Target):
         self.view, self.decay, self.dim = view, decay, dim
         self.encoder, self.projector = deepcopy(encoder), nn.Identity()
 
+    def train(self, mode: bool = True) -> "Momentum":
+        """The encoder's copy stays in eval mode."""
+        super().train(mode)
+        self.projector.train(mode)
+        return self
+
     def forward(self, images: Images) -> Wanted:
         features = self.encoder(images, layers=(self.encoder.num_layers - 1,))
-        self.projector.train(len(images) > 1)
         return Wanted(None, cls=self.projector(features.layers[0][:, features.num_prefix_tokens :].mean(1)))
 
     @torch.no_grad()

@@ -3,32 +3,29 @@
 import json
 import shlex
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import mean
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import mimkit
 from mimkit.compare import length
 from mimkit.compare.cost import Cost, size
 from mimkit.compare.keep import code_version, folder_of
-from mimkit.compare.plan import LENGTHS, Plan, Variant, key_of
+from mimkit.compare.plan import Plan, Variant
 from mimkit.compare.report import write_report
 from mimkit.compare.report_rows import FORMAT, read_results, read_rows
+from mimkit.compare.request import Request, budget_of, images_of, is_of_probes, order_of
 from mimkit.compare.results import Kind, Row, Seed
 from mimkit.compare.run import Currency, Runs
 from mimkit.compare.table import aligned, markdown, table
 from mimkit.compare.tell import Teller
 from mimkit.compare.units import millions
 from mimkit.compare.work import Failed, Stopped, Worker, alone
-from mimkit.data.open import open_data
 from mimkit.disk import write_text
-from mimkit.errors import UserError, nearest
-from mimkit.evaluate.labelled import fingerprint, labelled_sources
-from mimkit.evaluate.options import OF_ENCODERS, OF_IMAGES, PROBES, Order, read_order
+from mimkit.errors import UserError
+from mimkit.evaluate.options import OF_ENCODERS
 from mimkit.model import build_encoder
 from mimkit.recipe import Recipe
 from mimkit.signals import StopRequest
@@ -37,37 +34,21 @@ from mimkit.train.run import environment
 UNEQUAL = 0.1  # share of the budget by which a row may miss it untold
 
 
-@dataclass(frozen=True)
-class Request:
-    """What `mimkit bench` is called with.
-
-    words: recipes and overrides. seeds: how many. equal, budget: of what all rows get as much; None: images, as many as
-    the first recipe takes. probes: names. out: the folder. plugins: files of components.
-    """
-
-    words: tuple[str, ...]
-    seeds: int
-    equal: str
-    budget: float | None
-    probes: tuple[str, ...]
-    out: Path
-    plugins: tuple[Path, ...] = ()
-
-
 def compare(request: Request) -> bool:
     """Do what is asked for; gives whether a recipe's row is done. Raises UserError before any work, and Stopped."""
     options = [word for word in request.words if is_of_probes(word)]
     plan = Plan([word for word in request.words if word not in options])
     first = plan.variants[0].placed
-    order = _order(first, request.probes, options)
-    data, seen = _images(first, order)
-    budget = _budget(request, plan, first, data["train"])
+    order = order_of(first, request.probes, options)
+    seen = images_of(first, order)
+    budget = budget_of(request, plan, first, seen.told["train"])
     with alone(request.out) as lock, StopRequest() as stop:
         worker = Worker([word for path in request.plugins for word in ("--plugin", str(path))], lock, stop)
         runs = Runs(
             out=request.out,
-            images=data["train"],
-            fingerprint=seen,
+            images=seen.told["train"],
+            fingerprint=seen.fingerprint,
+            labels=seen.labels,
             equal=cast(Currency, request.equal),
             budget=budget,
             order=order,
@@ -76,48 +57,7 @@ def compare(request: Request) -> bool:
             worker=worker,
             teller=Teller(),
         )
-        return Bench(request, plan, runs, data).work()
-
-
-def is_of_probes(word: str) -> bool:
-    """Whether a word is an option of probes: `knn.k=10`, or `bank=10000` for all."""
-    key, equals, _ = word.partition("=")
-    return bool(equals) and (key.partition(".")[0] in PROBES or key in OF_IMAGES)
-
-
-def _order(first: Recipe, probes: Sequence[str], options: Sequence[str]) -> Order:
-    """The probes with all their options, checked as `mimkit eval` will. Raises UserError."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_text(Path(folder) / "recipe.yaml", first.to_yaml())
-        return read_order(Path(folder), probes, options)
-
-
-def _images(first: Recipe, order: Order) -> tuple[dict[str, Any], str]:
-    """The images' name and numbers, as results.json has them, and what changes with them. Raises UserError."""
-    data = open_data(first.data.name, first.data.options, first.image_size, first.encoder.options.get("in_chans", 3))
-    if order.data is not None:
-        labelled_sources(data)
-    counts = {"train": len(data.train), "test": len(data.test) if data.test else 0}
-    return {"name": data.name, **counts}, fingerprint(data.name, data.train)
-
-
-def _budget(request: Request, plan: Plan, first: Recipe, images: int) -> float:
-    """What each recipe gets. Raises UserError where that is not told, or told twice, or of what no recipe can get."""
-    if request.equal not in get_args(Currency):
-        known = get_args(Currency)
-        raise UserError(
-            f"--equal {request.equal}{nearest(request.equal, known) or ';'} It is one of {', '.join(known)}"
-        )
-    lengths = [text for text in (*plan.general, *plan.own) if key_of(text).rpartition(":")[2] in LENGTHS]
-    if request.budget is not None and lengths:
-        raise UserError(f"override '{lengths[0]}': --budget says how long each recipe is trained")
-    if request.budget is not None and request.budget <= 0:
-        raise UserError(f"--budget {request.budget:g} should be greater than 0")
-    if request.budget is not None:
-        return request.budget
-    if request.equal != "images":
-        raise UserError(f"--equal {request.equal} needs --budget {request.equal.upper()}")
-    return length.own_steps(first, images) * length.batch_of(first, images)
+        return Bench(request, plan, runs, seen.told).work()
 
 
 class Bench:
@@ -128,8 +68,11 @@ class Bench:
         self.say = runs.teller.say
         self.started, self.finished, self.environment = _now(), "", environment(0)
         self.rows = [self._row(variant.name, "recipe", variant) for variant in plan.variants]
-        self.rows += self._untrained_rows()
-        self.teachers = dict[str, Row]()
+        self.others = dict[str, Row]()  # the untrained and the teachers, by what makes them distinct
+        self.late: list[Row] = []  # those of them that came to light on the way
+        for row in tuple(self.rows):
+            if not row.variant.reads_stage:
+                self.rows += self._add_untrained(row, row.variant.placed)
 
     def work(self) -> bool:
         """Train and score all; gives whether a recipe's row is done. Raises Stopped."""
@@ -141,10 +84,11 @@ class Bench:
         for number in range(self.request.seeds):
             for row in self.rows:
                 self._attempt(row, row.seeds[number])
-        self.rows += self.teachers.values()
-        self.runs.teller.left = len(self.teachers)
-        for row in self.teachers.values():
-            self._attempt(row, row.seeds[0])
+        self.rows += self.late
+        self.runs.teller.left = sum(len(row.seeds) for row in self.late)
+        for row in self.late:
+            for seed in row.seeds:
+                self._attempt(row, seed)
         self.finished = _now()
         self.tell()
         self.show()
@@ -186,6 +130,8 @@ class Bench:
                 "budget": runs.budget,
                 "seeds": list(range(request.seeds)),
                 "probes": list(request.probes),
+                "probe_options": list(runs.probe_options),
+                "plugins": [str(path) for path in request.plugins],
                 "overrides": [*self.plan.general, *self.plan.own, *runs.probe_options],
                 "applies": self.plan.applies,
             },
@@ -224,9 +170,11 @@ class Bench:
 
     def _recipe(self, row: Row, seed: Seed) -> None:
         variant, out = row.variant, self.request.out
-        cost = self.runs.cost(variant)
+        cost = self.runs.cost(variant, seed.seed)
         if cost.taught and not OF_ENCODERS.issuperset(self.request.probes):
-            self._add_teacher(variant, cost)
+            self.late += self._add_teacher(variant, cost)
+        if variant.reads_stage and not row.encoder:
+            self.late += self._add_untrained(row, self.runs.opened(variant, seed.seed))
         folder = self.runs.train(variant, seed.seed)
         seed.read_training(folder, cost)
         for stage in variant.stages.values():
@@ -262,33 +210,32 @@ class Bench:
         ]
         return Row(name, kind, variant, runs)
 
-    def _untrained_rows(self) -> list[Row]:
-        """A row for each distinct encoder. One that cannot be built is told of by its recipe's row."""
-        found = dict[str, Row]()
-        for row in self.rows:
-            recipe = row.variant.placed
-            try:
-                count = size(build_encoder(recipe)[1])
-            except UserError:
-                continue
-            row.encoder = f"{recipe.encoder.name}, {millions(count)} parameters"
-            name = f"untrained {recipe.encoder.name} {millions(count)}"
-            name = f"{name} of {row.name}" if name in {other.name for other in found.values()} else name
-            key = json.dumps([recipe.encoder.name, recipe.encoder.options, recipe.image_size])
-            if key not in found:
-                found[key] = self._row(name, "untrained", row.variant, count)
-                found[key].encoder = row.encoder
-        return list(found.values())
+    def _add_untrained(self, row: Row, recipe: Recipe) -> list[Row]:
+        """The row of an encoder, if it is new. One that cannot be built is told of by its recipe's row."""
+        try:
+            count = size(build_encoder(recipe)[1])
+        except UserError:
+            return []
+        row.encoder = f"{recipe.encoder.name}, {millions(count)} parameters"
+        name = f"untrained {recipe.encoder.name} {millions(count)}"
+        name = f"{name} of {row.name}" if name in {other.name for other in self.others.values()} else name
+        key = json.dumps([recipe.encoder.name, recipe.encoder.options, recipe.image_size])
+        return self._add(key, self._row(name, "untrained", row.variant, count), row.encoder)
 
-    def _add_teacher(self, variant: Variant, cost: Cost) -> None:
-        """A row for each distinct frozen network that gives a recipe its target."""
+    def _add_teacher(self, variant: Variant, cost: Cost) -> list[Row]:
+        """The row of a frozen network that gives a recipe its target, if it is new."""
         recipe = variant.placed
         target = next(iter(recipe.objectives.values())).target
         key = json.dumps([target.name, target.options, recipe.image_size, recipe.encoder.options.get("patch_size")])
-        if key not in self.teachers:
-            row = self._row(f"teacher of {variant.name}", "teacher", variant, cost.target_parameters)
-            row.encoder = f"{target.name}, {millions(cost.target_parameters)} parameters"
-            self.teachers[key] = row
+        row = self._row(f"teacher of {variant.name}", "teacher", variant, cost.target_parameters)
+        return self._add(key, row, f"{target.name}, {millions(cost.target_parameters)} parameters")
+
+    def _add(self, key: str, row: Row, encoder: str) -> list[Row]:
+        if key in self.others:
+            return []
+        row.encoder = encoder
+        self.others[key] = row
+        return [row]
 
 
 def _now() -> str:

@@ -1,6 +1,6 @@
 """What a recipe costs: floating point operations of a training step, counted while one is done; its parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mimkit.losses import adversarial
 from mimkit.model import Model
 from mimkit.objective import Objective
 from mimkit.quick import ONEDNN
 from mimkit.teachers.teacher import Teacher
+from mimkit.types import Views
 
 COUNTED = 4  # images in the step that is counted
 
@@ -41,7 +43,7 @@ def cost_of(model: Model) -> Cost:
     """Count the operations of a step of a few random images; all products of matrices count, nothing else does.
 
     The figure is the method's, whatever kernels compute (those of attention do parts twice). A target's cache counts as
-    empty.
+    empty, and an adversarial loss as begun, with its discriminator's step.
     """
     encoder, objectives = model.encoder, cast(list[Objective], list(model.objectives.values()))
     generator = torch.Generator().manual_seed(0)
@@ -57,8 +59,15 @@ def cost_of(model: Model) -> Cost:
             for objective in objectives:
                 if objective.target.reads != "prediction":
                     objective.wanted(views, mask if objective.target.reads == "mask" else None)
+        opposed = {
+            name: each for name, each in zip(model.objectives, objectives) if isinstance(each.compare, adversarial)
+        }
+        for each in opposed.values():
+            each.compare.active = True
         with _counter() as of_step:
             model(images(), generator=generator).loss.backward()
+            if opposed:
+                _oppose(model, views, opposed)
     main = objectives[0].target
     return Cost(
         step=of_step.get_total_flops() / COUNTED,
@@ -68,6 +77,17 @@ def cost_of(model: Model) -> Cost:
         target_parameters=size(main),
         taught=isinstance(main, Teacher) and main.dim is not None,
     )
+
+
+def _oppose(model: Model, views: Views, opposed: Mapping[str, Objective]) -> None:
+    """What the discriminators' step computes."""
+    with torch.no_grad():
+        _, made, wanted = model.predict(views)
+    for name, objective in opposed.items():
+        loss, values, true = cast(adversarial, objective.compare), made[name].values, wanted[name].values
+        assert values is not None and true is not None, "images have places"
+        loss.discriminator.requires_grad_(True)
+        loss.oppose(values, objective.normalized(true)).backward()
 
 
 def size(module: nn.Module) -> int:

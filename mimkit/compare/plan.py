@@ -40,6 +40,11 @@ class Variant:
             section(tree, path[:-1])[path[-1]] = str(run_of(stage))
         return Draft(tree, self.draft.places).recipe()
 
+    @property
+    def reads_stage(self) -> bool:
+        """Whether its encoder needs the run of a stage, so that it cannot be built before."""
+        return any(path[0] == "encoder" for path in self.stages)
+
     @cached_property
     def placed(self) -> Recipe:
         """The recipe where it does not matter where its stages' runs are. Raises UserError."""
@@ -156,7 +161,7 @@ class Plan:
                 raise UserError(f"override '{word}': no recipe '{name}'{nearest(name, self.sources)} Here are: {here}")
             if key_of(text) == "seed":
                 raise UserError(f"override '{word}': the seeds of a bench are 0, 1, …; --seeds says how many")
-            if key_of(text) in LENGTHS and is_swept(text):
+            if key_of(text) in LENGTHS and (is_swept(text) or name != next(iter(self.sources))):
                 raise UserError(f"override '{word}': all rows have the same budget; see --equal and --budget")
             if not takers:  # say so as the recipe would
                 tree, places = self._shared(name)

@@ -1,5 +1,6 @@
 """report.html: everything that a bench found, on one page that needs no network, no script and no other file."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,7 @@ def write_report(folder: Path) -> Path:
         recipes={row.name: row.text for row in rows if row.kind == "recipe" and row.text},
         differences=differing({row.name: row.recipe for row in rows if row.kind == "recipe" and row.recipe}),
         about=_about(folder, results),
-        folder=folder,
-        first_run=next((row.seeds[0]["folder"] for row in rows if row.folders), None),
+        again=_again(folder, results, rows),
     )
     path = folder / "report.html"
     write_text(path, page)
@@ -149,6 +149,18 @@ def _pictures(rows: Sequence[Row], found: Findings) -> list[tuple[Row, Markup, l
     finished = [row for row in rows if row.kind == "recipe" and row.done and row.folders and row not in found.ranking]
     ranked = [row for row in found.ranking if row.folders]
     return [(row, swatch(row.number), draw_pictures(row)) for row in [*ranked, *finished]]
+
+
+def _again(folder: Path, results: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """The commands that train and score the first run once more, by itself; empty where there is none yet."""
+    settings, run = results["settings"], next((row.seeds[0]["folder"] for row in rows if row.folders), None)
+    if run is None:
+        return ""
+    plugins = [word for path in settings.get("plugins", ()) for word in ("--plugin", path)]
+    trained = ["mimkit", "train", str(folder / run / "recipe.yaml"), "--out", "again", *plugins]
+    options = [*settings.get("probe_options", ()), *plugins]
+    scored = ["mimkit", "eval", "again", "--probe", ",".join(settings["probes"]), *options]
+    return f"{shlex.join(trained)}\n{shlex.join(scored)}"
 
 
 def _about(folder: Path, results: Mapping[str, Any]) -> dict[str, str]:

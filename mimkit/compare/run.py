@@ -1,7 +1,7 @@
 """The runs of a bench: each is trained and scored once, with what it needs before it."""
 
 import json
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,8 @@ from mimkit.compare.tell import Teller
 from mimkit.compare.work import Failed, Worker
 from mimkit.disk import write_text
 from mimkit.errors import UserError
-from mimkit.evaluate.options import OF_IMAGES, Order
+from mimkit.evaluate.labelled import files_sha256
+from mimkit.evaluate.options import OF_IMAGES, WITHOUT_LABELS, Order, Probe
 from mimkit.model import build, build_encoder
 from mimkit.recipe import Recipe
 from mimkit.runs import is_finished
@@ -31,7 +32,7 @@ T = TypeVar("T")
 class Runs:
     """What is trained and scored in the folder of a bench.
 
-    out: that folder. images: how many there are to train on. fingerprint: changes with them.
+    out: that folder. images: how many there are to train on. fingerprint: changes with them. labels: with those scored.
     equal, budget: of what each recipe gets as much, and how much.
     order, probe_options: the probes and their options, as `mimkit eval` takes them.
     version: of the code; see `code_version`.
@@ -40,6 +41,7 @@ class Runs:
     out: Path
     images: int
     fingerprint: str
+    labels: str
     equal: Currency
     budget: float
     order: Order
@@ -68,28 +70,25 @@ class Runs:
         options = [
             text for text in self.probe_options if text.partition("=")[0].partition(".")[0] in {*probes, *settings}
         ]
-        wanted = {name: json.loads(json.dumps(vars(probe))) for name, probe in probes.items()}
         scores = folder / "eval.json"
-        if scores.is_file():
-            told = json.loads(scores.read_text(encoding="utf-8"))
-            found = {name: told["probes"][name]["options"] for name in told["probes"]}
-            if found == wanted and all(told.get(name) == value for name, value in settings.items()):
-                return
+        if scores.is_file() and self._holds(json.loads(scores.read_text(encoding="utf-8")), probes, settings):
+            return
         with logged(folder) as log, self.teller.unit(f"{what}: score"):
             self.worker.run(["eval", folder, *more, *options, "--probe", ",".join(probes), "-o", scores], log)
 
-    def cost(self, variant: Variant) -> Cost:
-        """What a training step of a variant costs; its stages are trained first. Raises Failed and Stopped."""
+    def cost(self, variant: Variant, seed: int = 0) -> Cost:
+        """What a training step of a variant costs; its stages of that seed are trained first. Raises Failed and Stopped."""
+        recipe = self.opened(variant, seed)
 
         def work() -> Cost:
             torch.manual_seed(0)
-            return cost_of(build(self.opened(variant, 0)))
+            return cost_of(build(recipe))
 
         return self._once("cost", variant.name, 0, work)
 
     def steps(self, variant: Variant) -> int:
         """How many steps a variant gets of the budget: at least one."""
-        batch = length.batch_of(self.opened(variant, 0), self.images)
+        batch = length.batch_of(variant.placed, self.images)
         if self.equal == "images":
             return max(1, round(self.budget / batch))
         if self.equal == "flops":
@@ -123,6 +122,19 @@ class Runs:
     def opened(self, variant: Variant, seed: int) -> Recipe:
         """The recipe before its length is settled; its stages are trained for it. Raises Failed and Stopped."""
         return variant.checked(lambda stage: self._stage(stage, seed))
+
+    def _holds(self, told: Mapping[str, Any], probes: Mapping[str, Probe], settings: Mapping[str, Any]) -> bool:
+        """Whether scores are of these probes, settings, labels and masks."""
+        wanted = {name: json.loads(json.dumps(vars(probe))) for name, probe in probes.items()}
+        found = {name: told["probes"][name]["options"] for name in told["probes"]}
+        if found != wanted or told.get("labels_sha256", "") != self.labels:
+            return False
+        masks = [
+            told["probes"][name]["files_sha256"] == files_sha256(Path(each["data"]))
+            for name, each in wanted.items()
+            if name in WITHOUT_LABELS
+        ]
+        return all(masks) and all(told.get(name) == value for name, value in settings.items())
 
     def _stage(self, stage: Variant, seed: int) -> Path:
         try:

@@ -17,20 +17,32 @@ FORMATS = (".npz", ".parquet", ".csv")
 def embed(weights: Path, images: str, output: Path) -> str:
     """Write features (N, D), file names and labels to .npz, .parquet or .csv; gives a line that says what was written.
 
-    Unreadable images are left out and counted. Raises UserError for another format, missing weights or images.
+    Where the data have test images of their own, theirs follow, and `split` says which is which. Unreadable images are
+    left out and counted. Raises UserError for another format, missing weights or images.
     """
     if output.suffix not in FORMATS:
         raise UserError(f"-o {output}: the name should end in {', '.join(FORMATS)}")
     encoder = load(weights)
     source = open_source(images, {}, encoder.image_size, encoder.in_chans)
-    features, read = pooled_features(encoder, source, np.arange(len(source)))
-    columns = {"path": np.array([source.describe(int(index)) for index in read])}
-    if source.labels is not None:
-        columns["label"] = source.labels[read]
+    test = source.test()
+    splits = {"train": source} if test is None else {"train": source, "test": test}
+    found: list[np.ndarray] = []
+    columns: dict[str, list[Any]] = {"path": [], "split": [], "label": []}
+    for split, images_of in splits.items():
+        features, read = pooled_features(encoder, images_of, np.arange(len(images_of)))
+        found.append(features.numpy())
+        columns["path"] += [images_of.describe(int(index)) for index in read]
+        columns["split"] += [split] * len(read)
+        columns["label"] += [] if images_of.labels is None else images_of.labels[read].tolist()
+    whole, count = np.concatenate(found), sum(map(len, splits.values()))
+    if test is None:
+        del columns["split"]
+    if len(columns["label"]) < len(whole):
+        del columns["label"]
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, lambda beside: _write(beside, features.numpy(), columns))
-    left_out = f"; {len(source) - len(read)} unreadable images left out" if len(read) < len(source) else ""
-    return f"{output}: {len(read)} features of width {features.shape[1]}{left_out}"
+    write_atomically(output, lambda beside: _write(beside, whole, {name: np.array(x) for name, x in columns.items()}))
+    left_out = f"; {count - len(whole)} unreadable images left out" if len(whole) < count else ""
+    return f"{output}: {len(whole)} features of width {whole.shape[1]}{left_out}"
 
 
 def _write(path: Path, features: np.ndarray, columns: dict[str, np.ndarray]) -> None:

@@ -40,7 +40,8 @@ def knn_predict(
     predicted = []
     for part in queries.split(1000):
         cosine, nearest = (part @ bank.T).topk(min(k, len(bank)), dim=1)
-        votes = bank.new_zeros(len(part), classes).scatter_add_(1, labels[nearest], (cosine / temperature).exp())
+        weights = ((cosine - cosine[:, :1]) / temperature).exp()  # of the nearest 1, so that none is infinite
+        votes = bank.new_zeros(len(part), classes).scatter_add_(1, labels[nearest], weights)
         predicted.append(votes.argmax(1))
     return torch.cat(predicted)
 

@@ -1,5 +1,6 @@
 """Labelled images for probes: those to fit to and those to test on, and whether the two belong together."""
 
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def labelled_sources(data: Data, bank: int | None = None, queries: int | None = 
     return sources
 
 
+def labels_sha256(sources: Mapping[Split, Source]) -> str:
+    """Changes with the labels of any image, and with the classes' names."""
+    seen = sha256()
+    for split, source in sources.items():
+        assert source.labels is not None
+        seen.update(f"{split}\0{source.classes}\0".encode("utf-8", "surrogateescape") + source.labels.tobytes())
+    return seen.hexdigest()
+
+
 def check_classes(name: str, train: Source, test: Source) -> None:
     """Raise UserError where a label means one class in training and another in the test, or no class in training."""
     known, asked = _classes(train), _classes(test)
@@ -63,8 +73,14 @@ def fingerprint(name: str, source: Source) -> str:
     seen = sha256()
     for index in range(len(source)):
         seen.update(source.key(index).encode("utf-8", "surrogateescape") + b"\0")
-    path = Path(name)
-    for file in [path] if path.is_file() else [path / each for each in walk(name)] if path.is_dir() else []:
+    return sha256(f"{seen.hexdigest()}{files_sha256(Path(name))}".encode()).hexdigest()
+
+
+def files_sha256(path: Path) -> str:
+    """Changes with the names, sizes and times of the files at `path`; empty where nothing is there."""
+    seen = sha256()
+    files = [path] if path.is_file() else [path / each for each in walk(str(path))] if path.is_dir() else []
+    for file in files:
         status = file.stat()
         seen.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
-    return seen.hexdigest()
+    return seen.hexdigest() if files else ""

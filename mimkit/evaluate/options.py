@@ -36,6 +36,7 @@ PROBES: dict[str, Callable[..., Probe]] = {
 }
 OF_IMAGES = {"pool", "bank", "queries"}  # settings by which scores differ
 WITHOUT_LABELS = {"segment"}  # probes that bring images of their own
+BESIDE_WEIGHTS = {"finetune", "segment"}  # probes that keep files beside the weights
 OF_ENCODERS = {"layers", "finetune", "segment"}  # probes that need an encoder's blocks or weights, not features alone
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from math import sqrt
@@ -18,10 +19,10 @@ from mimkit.disk import write_text
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.evaluate.frozen import Frozen, Split
-from mimkit.evaluate.labelled import fingerprint, labelled_sources
-from mimkit.evaluate.options import OF_ENCODERS, OF_IMAGES, EvalSettings, read_order
+from mimkit.evaluate.labelled import fingerprint, labelled_sources, labels_sha256
+from mimkit.evaluate.options import BESIDE_WEIGHTS, OF_ENCODERS, OF_IMAGES, EvalSettings, read_order
 from mimkit.evaluate.target import target_encoder
-from mimkit.saved.encoder import load, weights_file
+from mimkit.saved.encoder import describe, load, weights_file
 from mimkit.types import Encoder
 
 POOLS = {"mean": "mean of the patch tokens", "cls": "class token"}
@@ -39,9 +40,11 @@ def score(
         raise UserError(f"{weights}: no such run folder or weights file")
     home = weights if weights.is_dir() else weights.parent
     order = read_order(home, probes, given, settings)
-    encoder, file = _subject(weights, home, order.settings.of)
+    encoder, file, built = _subject(weights, home, order.settings.of)
     _check(encoder.to(chosen_device(order.settings.device)), order.settings, probes)
-    told: dict[str, Any] = {"weights_sha256": _sha256(encoder, file), "mimkit": mimkit.__version__}
+    if not BESIDE_WEIGHTS.isdisjoint(probes) and not os.access(home, os.W_OK):
+        raise UserError(f"{home} cannot be written to, and finetune and segment keep files there: score a copy of it")
+    told: dict[str, Any] = {"weights_sha256": _sha256(encoder, file), "built": built, "mimkit": mimkit.__version__}
     sources: dict[Split, Source] = {}
     of: dict[Split, Any] = {}
     if order.data is not None:
@@ -49,10 +52,12 @@ def score(
         told["data"] = {"name": name, **options}
         data = open_data(name, options, encoder.image_size, encoder.in_chans)
         sources = labelled_sources(data, order.settings.bank, order.settings.queries)
+        told["labels_sha256"] = labels_sha256(sources)
         of = {split: {**told, "images": fingerprint(name, source)} for split, source in sources.items()}
         yield f"{weights} on {name}: {len(sources['train'])} training and {len(sources['test'])} test images"
         if order.probes.keys() - {"finetune"}:
-            yield f"features of full images; {POOLS[order.settings.pool]} for knn and linear; top-1 ± standard error"
+            pool = POOLS[order.settings.pool]
+            yield f"features of full images; {pool} for knn, linear and linear_lars; top-1 ± standard error"
     folder = Path(order.settings.cache) if order.settings.cache else home / "features"
     frozen = Frozen(encoder, sources, order.settings.pool, folder, of, file)
     count = {split: len(source) for split, source in sources.items()}
@@ -63,7 +68,8 @@ def score(
         seconds = round(time.perf_counter() - began, 2)
         found[probe] = {"metric": result.metric, result.metric: result.value}
         if result.metric == "top1":
-            found[probe]["standard_error"] = sqrt(result.value * (100 - result.value) / count["test"])
+            tested = count["test"] - frozen.unreadable.get("test", 0)
+            found[probe]["standard_error"] = sqrt(result.value * (100 - result.value) / tested)
         found[probe] |= {"options": dict(vars(run)), **result.details, "seconds": seconds}
         error = f" ± {found[probe]['standard_error']:.2f}" if result.metric == "top1" else ""
         yield f"{probe:<10} {result.value:6.2f}{error} %   {result.note}"
@@ -77,14 +83,19 @@ def score(
     yield f"written to {output}"
 
 
-def _subject(weights: Path, home: Path, of: Literal["encoder", "target"]) -> tuple[Encoder, Path | None]:
-    """What is scored, and the file of its weights where it is an encoder of ours. Raises UserError."""
+def _subject(
+    weights: Path, home: Path, of: Literal["encoder", "target"]
+) -> tuple[Encoder, Path | None, dict[str, Any]]:
+    """What is scored, the file of its weights where it is an encoder of ours, and how it is built. Raises UserError."""
     if of == "encoder":
         file = weights_file(weights)
-        return load(file), file
+        name, options, _ = describe(file)
+        return load(file), file, {"name": name, **options}
     if not (home / "recipe.yaml").is_file():
         raise UserError(f"of=target: {weights} is no run's folder, and only a run has a target")
-    return target_encoder(load_recipe(home / "recipe.yaml")), None
+    recipe = load_recipe(home / "recipe.yaml")
+    target = next(iter(recipe.objectives.values())).target
+    return target_encoder(recipe), None, {"name": target.name, **target.options}
 
 
 def _sha256(encoder: Encoder, file: Path | None) -> str:

@@ -37,6 +37,8 @@ def score(run: Path, by: Path, count: int, sampling: Sampling, seed: int) -> Ite
     everywhere = by_place.mean(0, keepdim=True).expand_as(by_place)
     generator = painter.generator(seed)
     count = len(held_out)
+    if count < 2:
+        raise UserError("--score needs two images or more, held-out ones and -n, to know how images vary")
     yield f"{run} at {step}: {count} images of each kind, {sampling.steps} steps, temperature {sampling.temperature:g}"
     yield f"Fréchet distance to held-out images, in the features of {by} (mean patch token)"
     wanted = _features(encoder, held_out)

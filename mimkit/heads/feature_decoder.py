@@ -72,7 +72,11 @@ class TwoLayers(nn.Module):
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
         """One vector per image."""
-        return self.fc1(F.relu(self.bn0(self.fc0(x))))
+        hidden, norm = self.fc0(x), self.bn0
+        if len(x) > 1:
+            return self.fc1(F.relu(norm(hidden)))
+        averages = norm.running_mean, norm.running_var
+        return self.fc1(F.relu(F.batch_norm(hidden, *averages, norm.weight, norm.bias, eps=norm.eps)))
 
 
 def everywhere(mask: Mask) -> Mask:

@@ -71,10 +71,15 @@ def load(path: str | Path, image_size: int | Size | None = None, **changes: Any)
 def untrained(path: str | Path, image_size: int | Size | None = None, **changes: Any) -> Encoder:
     """The same network as `load` gives, with its initial weights, drawn from torch's global generator; in training mode.
 
-    Raises UserError as `load` does.
+    A tokenizer inside is the trained one. Raises UserError as `load` does.
     """
-    name, options, trained_size = describe(weights_file(Path(path)), changes)
-    return _build(name, options, _pair(image_size) or trained_size)
+    weights = weights_file(Path(path))
+    name, options, trained_size = describe(weights, changes)
+    encoder = _build(name, options, _pair(image_size) or trained_size)
+    if isinstance(encoder, CodeEncoder):
+        own = {name.partition(".")[2]: x for name, x in read_weights(weights).items() if name.startswith("tokenizer.")}
+        fill(encoder.tokenizer, own, str(weights), "the tokenizer of its JSON file")
+    return encoder
 
 
 def _build(name: str, options: Mapping[str, Any], image_size: Size) -> Encoder:

@@ -113,7 +113,7 @@ def load_tokenizer(folder: str | Path, option: str = "target.checkpoint") -> tup
     if Path(folder).is_file():
         raise UserError(
             f"{folder} is a file, a tokenizer is a folder: make one of the authors' weights by "
-            f"`mimkit import {folder} --as vqkd -o FOLDER`"
+            f"`mimkit import {folder} --as vqkd -o FOLDER` (or --as vqgan)"
         )
     if not (weights.is_file() and weights.with_suffix(".json").is_file()):
         raise UserError(f"{folder} holds no {NAME}; a run with head=quantizer or vq_decoder writes it first")

@@ -50,8 +50,9 @@ def awaken(run: "Run") -> None:
         opponent.loss.active = run.step >= opponent.loss.start_step
 
 
-def oppose(run: "Run", parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One step of every discriminator whose step has come, on the views of the batch in equal parts; their losses by name.
+def oppose(run: "Run", parts: Iterable[Mapping[str, Tensor]], batch: int) -> dict[str, Tensor]:
+    """One step of every discriminator whose step has come, on the views of a batch of so many images in parts; their losses
+    by name.
 
     The model is in eval mode, so that no codebook moves. Where a loss is not finite, no discriminator moves either.
     """
@@ -69,7 +70,7 @@ def oppose(run: "Run", parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tenso
         for opponent in active:
             values, true = made[opponent.name].values, wanted[opponent.name].values
             assert values is not None and true is not None, "images have places"
-            loss = opponent.loss.oppose(values, opponent.objective.normalized(true)) / run.recipe.train.accumulate
+            loss = opponent.loss.oppose(values, opponent.objective.normalized(true)) * len(part["image"]) / batch
             loss.backward()
             name = f"loss_{opponent.name}.opponent"
             sums[name] = sums.get(name, 0) + loss.detach()

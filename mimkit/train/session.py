@@ -13,6 +13,7 @@ from mimkit.data.crops import RandomCrop
 from mimkit.data.jitter import ColorJitter
 from mimkit.data.open import Data, open_data
 from mimkit.device import chosen_device
+from mimkit.errors import UserError
 from mimkit.model import Model, build
 from mimkit.recipe import Recipe
 from mimkit.schedule import Schedule
@@ -21,7 +22,9 @@ from mimkit.train.opponent import Opponent, opponents
 from mimkit.train.optim import build_optimizer, schedule
 from mimkit.train.probe import Probe
 from mimkit.train.run import BadFiles, begin_folder, check_same
+from mimkit.types import Output
 from mimkit.weights import checkpoint
+from mimkit.weights.trained import build_again
 
 
 @dataclass
@@ -86,7 +89,7 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
         check_same(recipe, folder)
     device = chosen_device(recipe.train.device, "train.device")
     torch.manual_seed(recipe.seed)
-    model = build(recipe).to(device)
+    model = (build_again(recipe, folder) if resume else build(recipe)).to(device)
     encoder = model.encoder
     data = open_data(recipe.data.name, recipe.data.options, encoder.image_size, encoder.in_chans)
     batches = Batches(
@@ -108,7 +111,8 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
     optimizer = build_optimizer(model, recipe.optim)
     model.eval()  # nothing is to move yet
     with torch.no_grad():  # whatever is wrong with the recipe shows here
-        model(torch.zeros(2, encoder.in_chans, *encoder.image_size, dtype=torch.uint8, device=device))
+        out = model(torch.zeros(2, encoder.in_chans, *encoder.image_size, dtype=torch.uint8, device=device))
+    _check_objectives(model, out, recipe.train.accumulate)
     model.train()
     if not resume:
         begin_folder(recipe, folder)
@@ -134,3 +138,18 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> Run:
     if state and step:  # published weights that were imported are a run at step 0
         run.seconds, run.meter = state["seconds"], torch.tensor(state["meter"], dtype=torch.float64, device=device)
     return run
+
+
+def _check_objectives(model: Model, out: Output, accumulate: int) -> None:
+    """Raise UserError for objectives that cannot be trained so."""
+    if out.prediction is None:
+        raise UserError(
+            "the first objective predicts single places; one of whole images stands beside it, in objectives:"
+        )
+    for name, objective in model.objectives.items():
+        loss: Any = objective.compare
+        if accumulate > 1 and loss.across_images:
+            raise UserError(
+                f"train.accumulate={accumulate}: the loss of objective '{name}' compares the images of a batch with each "
+                "other, and parts would be smaller batches; take accumulate=1"
+            )

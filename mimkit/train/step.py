@@ -18,7 +18,7 @@ def step(run: Run, views: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tens
     losses, norm = backward(run, views)
     run.model.before_step(run.step / run.rate.total_steps)
     update(run, losses["loss"], norm)
-    losses |= oppose(run, split(run, views))
+    losses |= oppose(run, split(run, views), len(views["image"]))
     run.step += 1
     run.model.after_step(run.step / run.rate.total_steps)
     return losses, norm
@@ -29,7 +29,6 @@ def backward(run: Run, views: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
 
     All randomness of a step depends on (seed, step) alone, so that a resumed run draws the same masks.
     """
-    train, parts = run.recipe.train, run.recipe.train.accumulate
     torch.manual_seed(step_seed(run.recipe.seed, run.step))
     generator = torch.Generator().manual_seed(step_seed(run.recipe.seed, run.step))
     run.optimizer.zero_grad(set_to_none=True)
@@ -37,17 +36,18 @@ def backward(run: Run, views: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     for part in split(run, views):
         with run.autocast():
             out = run.model(part["image"], views=part, generator=generator)
-        (out.loss / parts).backward()
+        share = len(part["image"]) / len(views["image"])
+        (out.loss * share).backward()
         terms = {f"loss_{name}": value for name, value in out.losses.items()} if len(out.losses) > 1 else {}
         more = {name.removeprefix("main."): value for name, value in out.metrics.items()}
         for name, value in {"loss": out.loss, **terms, **more}.items():
-            sums[name] = sums.get(name, 0) + value.detach() / parts
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), train.clip_grad or float("inf"))
+            sums[name] = sums.get(name, 0) + value.detach() * share
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.train.clip_grad or float("inf"))
     return sums, norm
 
 
 def split(run: Run, views: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The views of a batch in as many equal parts as the recipe asks for; all repeats of an image are in the same part."""
+    """The views of a batch in as many parts as the recipe asks for, fewer if it is small; all repeats of an image are in the same part."""
     parts, repeats = run.recipe.train.accumulate, run.recipe.batches.repeats
     chunks = {
         name: list(zip(*(repeat.chunk(parts) for repeat in images.chunk(repeats)))) for name, images in views.items()

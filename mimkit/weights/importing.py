@@ -40,7 +40,7 @@ def import_weights(weights: Path, method: str, out: Path, overrides: Sequence[st
     Gives a text on how to load it. Raises UserError where the weights cannot be read or fit none of the recipes, and
     where `out` cannot be written.
     """
-    if (out / "recipe.yaml").exists():
+    if any((out / name).exists() for name in ("recipe.yaml", "checkpoints")):
         raise UserError(f"-o {out} holds a run already; choose another folder")
     published = recognise(weights)
     model, report = _fitting(published, method, overrides)

@@ -30,6 +30,7 @@ class Layout:
     left_over: pattern of theirs that may find no place in the model.
     width: ours, the bias of the layer that predicts the target: its length says how wide the target is; `pixels` where
         the head paints images, so that it is a patch.
+    note: what its user must know, for the report.
     shapes: whether the file's shapes are this kind's, for kinds that share their names.
     """
 
@@ -41,6 +42,7 @@ class Layout:
     absent: str = ""
     left_over: str = ""
     width: str = "head.predict.bias"
+    note: str = ""
     shapes: Callable[[Mapping[str, Tensor]], bool] = lambda _: True
 
     def recognises(self, theirs: Mapping[str, Tensor]) -> bool:

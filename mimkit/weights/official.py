@@ -20,19 +20,20 @@ class Report:
     """What became of every tensor.
 
     layout: the kind of file that was recognised.
-    matched, absent: names in the model. left_over: names in the file.
+    matched, absent: names in the model. left_over: names in the file. note: what else must be known.
     """
 
     layout: str
     matched: tuple[str, ...]
     absent: tuple[str, ...]
     left_over: tuple[str, ...]
+    note: str = ""
 
     def __str__(self) -> str:
         return (
             f"{self.layout}: {len(self.matched)} tensors of the model matched\n"
             f"absent in the file:   {some(self.absent)}\n"
-            f"left over in the file: {some(self.left_over)}"
+            f"left over in the file: {some(self.left_over)}" + (f"\nnote: {self.note}" if self.note else "")
         )
 
 
@@ -68,6 +69,7 @@ def match(model: Model | Encoder, published: Published) -> tuple[Report, dict[st
         matched=tuple(tensors),
         absent=tuple(ours for ours in places if ours not in tensors),
         left_over=tuple(name for name in published.theirs if name not in matched),
+        note=published.layout.note,
     )
     _check_grid(encoder, tensors, published.where)
     _check_windows(encoder, tensors, published.where)

@@ -12,6 +12,7 @@ from mimkit.drawing.sheet import ROWS
 from mimkit.errors import UserError
 from mimkit.evaluate.features import spread
 from mimkit.evaluate.frozen import Frozen, Score
+from mimkit.evaluate.labelled import files_sha256
 from mimkit.evaluate.segment.crops import Crops
 from mimkit.evaluate.segment.data import open_masked
 from mimkit.evaluate.segment.geometry import Area, geometry
@@ -95,6 +96,7 @@ class Segment:
             "pixel_accuracy": found.pixel_accuracy,
             "images": {"train": len(fitted), tested.name: len(tested)},
             **asdict(shape),
+            "files_sha256": files_sha256(Path(self.data)),
             "picture": str(picture),
         }
         return Score(found.miou, note, details, "miou")

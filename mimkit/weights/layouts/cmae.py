@@ -19,6 +19,8 @@ LAYOUTS = (
             (r"projector\.(.+)", rf"{CONTRAST}.projector.\1"),
             (r"head\.predictor\.(.+)", rf"{CONTRAST}.predictor.\1"),
         ),
+        note="its authors' code feeds the network blue first: give it images.flip(1), or flip patch_embed.proj.weight's "
+        "second axis",
         left_over=r"target_(?:backbone|projector)\..+|data_preprocessor\..+",
     ),
 )
