@@ -47,7 +47,7 @@ def backward(run: Run, views: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
 
 
 def split(run: Run, views: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The views of a batch in as many parts as the recipe asks for, fewer if it is small; all repeats of an image are in the same part."""
+    """The views of a batch in as many parts as the recipe asks for, fewer if it is small; an image's repeats stay together."""
     parts, repeats = run.recipe.train.accumulate, run.recipe.batches.repeats
     chunks = {
         name: list(zip(*(repeat.chunk(parts) for repeat in images.chunk(repeats)))) for name, images in views.items()
