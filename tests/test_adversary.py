@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import mimkit
 from mimkit.adversary import PatchDiscriminator, hinge
+from mimkit.compare.cost import cost_of
 from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.model import Model
@@ -239,3 +240,24 @@ def test_a_part_of_an_image_is_no_image() -> None:
 def test_runs_without_opponents_have_one_optimizer(tmp_path: Path) -> None:
     run: Run = prepare(load_recipe(SMALL), tmp_path / "run", resume=False)
     assert run.opponents == [] and run.optimizers == [run.optimizer]
+
+
+def test_an_adaptive_weight_needs_a_fixed_one_beside_it() -> None:
+    with pytest.raises(
+        UserError, match="objective 'main' is adaptive, so its head needs an objective with a fixed weight"
+    ):
+        mimkit.build(
+            {
+                **RECIPE,
+                "objectives": {"main": {"head": HEAD, "target": PIXELS, "loss": "l1", "adaptive": True}},
+                "head": None,
+                "target": None,
+            }
+        )
+
+
+def test_the_operations_of_a_step_count_the_discriminators() -> None:
+    """Its own step: the discriminator forward and backward on images and on what is made, and the model once more."""
+    without = cost_of(mimkit.build({name: x for name, x in RECIPE.items() if name != "objectives"}))
+    whole = cost_of(mimkit.build(RECIPE))
+    assert whole.step > 1.3 * without.step  # a forward pass is a third of a step

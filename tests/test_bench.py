@@ -274,6 +274,7 @@ def test_a_budget_may_be_of_operations_or_seconds(bench: Bench, tmp_path: Path, 
         ({"equal": "flops"}, "--equal flops needs --budget FLOPS"),
         ({"budget": 0.0}, "--budget 0 should be greater than 0"),
         ({"budget": 64.0, "more": ("train.epochs=3",)}, "'train.epochs=3': --budget says how long"),
+        ({"more": ("mae", "mae:train.epochs=3")}, "'mae:train.epochs=3': all rows have the same budget"),
         ({"more": ("data=./nowhere",)}, "there is no data at './nowhere'"),
         ({"more": ("mae.yml",)}, "recipe mae.yml: no such file"),
     ],
@@ -283,3 +284,39 @@ def test_a_mistake_is_told_before_any_work(bench: Bench, tmp_path: Path, change:
     with pytest.raises(UserError, match=line):
         compare(replace(bench.request, words=words, out=tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_on_codes_has_its_untrained_row_too(tmp_path: Path, clip_folder: Path) -> None:
+    """It can be built only after its stage was trained; both have the same tokenizer."""
+    recipes(tmp_path, clip_folder)
+    mage = {
+        "name": "mage",
+        "embed_dim": 24,
+        "depth": 1,
+        "num_heads": 2,
+        "tokenizer": f"recipe:{tmp_path / 'tokens.yaml'}",
+    }
+    head = {"name": "code_decoder", "embed_dim": 16, "depth": 1, "num_heads": 2}
+    tree = TINY | {"method": "coded", "encoder": mage, "mask": "variable", "head": head, "target": "codes",
+                   "train": {"epochs": 1}}  # fmt: skip
+    (tmp_path / "coded.yaml").write_text(strict_yaml.dump(deepcopy(tree)))
+    words = (str(tmp_path / "coded.yaml"), "data.num_images=32")
+    with in_this_process() as ran:
+        rows = Bench(Request(words, 1, "images", None, ("knn",), tmp_path / "out"), ran).run()["rows"]
+    assert [(row["kind"], row["status"]) for row in rows] == [("recipe", "done"), ("untrained", "done")]
+    assert rows[1]["name"].startswith("untrained mage") and rows[0]["encoder"] == rows[1]["encoder"] != ""
+    one, two = (mimkit.load(tmp_path / "out" / row["seeds"][0]["folder"]).tokenizer.head.codebook for row in rows)
+    assert torch.equal(one, two)
+
+
+def test_scores_are_made_anew_where_labels_are_others(bench: Bench, tmp_path: Path) -> None:
+    one = replace(bench.request, words=(bench.request.words[0], "data.num_images=64", "bank=40", "knn.k=5"), seeds=1)
+    one = replace(one, out=tmp_path / "out")
+    Bench(one, bench.words).run()
+    path = tmp_path / "out/runs/plain/seed-0/eval.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"labels_sha256": "of others"}))
+    Bench(one, bench.words).run()
+    assert [words[0] for words in bench.words] == ["eval"] and json.loads(path.read_text()) | {"probes": 0} == told | {
+        "probes": 0
+    }

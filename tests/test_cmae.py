@@ -1,6 +1,7 @@
 """CMAE: loss and every gradient against the authors' order of computation in float64; when its copies move."""
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mimkit
+from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.heads.feature_decoder import TwoLayers
 from mimkit.model import Model
+from mimkit.train.session import prepare
 from mimkit.types import Standardize
 from mimkit.weights.official import load_official
 from tests import published
@@ -140,5 +143,32 @@ def test_the_target_needs_a_head_with_a_projector() -> None:
 def test_one_image_passes_the_norms_of_the_projections() -> None:
     """A batch of one has no variance."""
     model = cmae()
-    assert torch.isfinite(model.eval()(torch.rand(1, 3, *SIZE)).loss)
+    for mode in (True, False):
+        assert torch.isfinite(model.train(mode)(torch.rand(1, 3, *SIZE)).loss)
     assert isinstance(model.objectives["contrast"].head.projector, TwoLayers)
+
+
+def test_looking_at_a_model_moves_nothing() -> None:
+    """Pictures and scores are made in eval mode: the copy's batch statistics stay."""
+    model = cmae().eval()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    model(torch.rand(4, 3, *SIZE))
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    model.train()(torch.rand(4, 3, *SIZE))
+    moved = {name.rpartition(".")[2] for name, x in model.state_dict().items() if not torch.equal(x, before[name])}
+    assert moved == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_a_batch_in_parts_is_refused(tmp_path: Path) -> None:
+    """The negatives would be those of the part."""
+    with pytest.raises(
+        UserError, match=r"accumulate=2: the loss of objective 'contrast' compares the images of a batch"
+    ):
+        prepare(load_recipe("cmae", ["train.accumulate=2", "data.num_images=64"]), tmp_path / "run", resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_whole_images_alone_are_refused(tmp_path: Path) -> None:
+    given = ["head=feature_decoder", "target=momentum", "data.views={shifted: {shift: 4}}", "data.num_images=64"]
+    with pytest.raises(UserError, match="the first objective predicts single places"):
+        prepare(load_recipe("mae", given), tmp_path / "run", resume=False)

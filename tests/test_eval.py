@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from mimkit import progress
+from mimkit.data.open import open_data
 from mimkit.data.source import Source
 from mimkit.errors import UserError
 from mimkit.evaluate import frozen
 from mimkit.evaluate.knn import knn_predict, top1
-from mimkit.evaluate.labelled import check_classes
+from mimkit.evaluate.labelled import check_classes, labels_sha256
 from mimkit.evaluate.linear import fit_best
 from mimkit.evaluate.score import score
 from mimkit.saved.encoder import load, save_encoder
@@ -266,3 +267,40 @@ def test_fewer_images_are_those_that_are_evenly_spread(folder: Path, tmp_path: P
         split[name] = tokens.mean(1), labels[index]
     predicted = knn_predict(*split["train"], split["test"][0], 3, 0.07)
     assert report["probes"]["knn"]["top1"] == top1(predicted, split["test"][1])
+
+
+def test_votes_are_finite_at_any_temperature() -> None:
+    """By hand in float64: cosines above 0.99 divided by 0.005 are beyond float32's exponential."""
+    torch.manual_seed(0)
+    bank, queries = (1 + 0.05 * torch.randn(count, 8) for count in (60, 20))
+    labels = torch.arange(60) % 3
+    unit = [torch.nn.functional.normalize(x.double(), dim=1) for x in (bank, queries)]
+    cosine = unit[1] @ unit[0].T
+    assert cosine.topk(5).values.min() > 0.99
+    best = cosine.topk(5)
+    votes = torch.zeros(20, 3, dtype=torch.float64).scatter_add_(1, labels[best.indices], (best.values / 0.005).exp())
+    assert torch.equal(knn_predict(bank, labels, queries, 5, 0.005), votes.argmax(1))
+
+
+def test_features_are_of_the_encoders_options_too(folder: Path, tmp_path: Path) -> None:
+    """Another mean of the colours is not among the weights, and gives other features."""
+    for name in ("encoder.safetensors", "encoder.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    words = ["data=shapes", "data.num_images=40", "data.num_test=20"]
+    for change in (None, [0.2, 0.5, 0.8]):
+        if change:
+            told = json.loads((tmp_path / "encoder.json").read_text())
+            told["options"]["mean"] = change
+            (tmp_path / "encoder.json").write_text(json.dumps(told))
+        list(score(tmp_path, ["knn"], words, tmp_path / "eval.json"))
+    assert len(list((tmp_path / "features").glob("*.f32"))) == 4  # two splits, twice
+
+
+def test_labels_that_change_are_seen() -> None:
+    """By a fine-tuning's name, which follows from them, and by the digest in eval.json."""
+    train, test = (open_data("shapes", {"num_images": 40, "num_test": 20}, (16, 16), 3).train,) * 2
+    before = labels_sha256({"train": train, "test": test})
+    train.labels = train.labels.copy()
+    assert labels_sha256({"train": train, "test": test}) == before
+    train.labels[3] += 1
+    assert labels_sha256({"train": train, "test": test}) != before

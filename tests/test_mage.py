@@ -12,6 +12,7 @@ from mimkit.draft import load_recipe
 from mimkit.errors import UserError
 from mimkit.evaluate.embed import embed
 from mimkit.evaluate.score import score
+from mimkit.saved.encoder import untrained
 from mimkit.saved.tokenizer import load_tokenizer
 from mimkit.train.loop import train
 from mimkit.types import Mask
@@ -158,3 +159,21 @@ def test_a_cut_run_goes_on_to_the_same_weights(tokenizer, tmp_path: Path):
     train(load_recipe(tree), tmp_path / "cut", resume=True)
     whole, cut = (mimkit.load(tmp_path / name).state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_from_scratch_the_tokenizer_is_the_trained_one(run):
+    """As in a run: the encoder's own weights are drawn, the codes are the same."""
+    trained, fresh = mimkit.load(run), untrained(run)
+    images = torch.rand(4, 3, 16, 16)
+    assert torch.equal(fresh.tokenizer.codes(images), trained.tokenizer.codes(images))
+    assert not torch.equal(fresh.timm_model.blocks[0].mlp.fc1.weight, trained.timm_model.blocks[0].mlp.fc1.weight)
+
+
+def test_a_run_goes_on_without_its_tokenizers_folder(run, tmp_path):
+    """The tokenizer is that of the hand-over; another one in its place is not looked at."""
+    shutil.copytree(run, tmp_path / "run")
+    recipe = load_recipe(run / "recipe.yaml", ["train.checkpoint_every=1"])
+    state = json.loads((run / "summary.json").read_text())
+    summary = train(recipe, tmp_path / "run", resume=True)
+    assert summary["step"] == state["step"]
+    assert torch.equal(mimkit.load(tmp_path / "run").tokenizer.head.codebook, mimkit.load(run).tokenizer.head.codebook)

@@ -143,6 +143,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path: Path, tiny
     from mimkit.train.step import backward
 
     gradients = []
+    tiny["data"] |= {"num_images": 7, "num_test": 4}  # in four parts: 2, 2, 2, 1
     for parts in (1, 4):
         tiny["train"]["accumulate"] = parts
         run = prepare(load_recipe(tiny), tmp_path / f"run{parts}", resume=False)
