@@ -9,12 +9,14 @@ from unittest.mock import ANY
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mimkit import progress
 from mimkit.data.open import open_data
 from mimkit.data.source import Source
 from mimkit.errors import UserError
 from mimkit.evaluate import frozen
+from mimkit.evaluate.embed import embed
 from mimkit.evaluate.knn import knn_predict, top1
 from mimkit.evaluate.labelled import check_classes, labels_sha256
 from mimkit.evaluate.linear import fit_best
@@ -304,3 +306,17 @@ def test_labels_that_change_are_seen() -> None:
     assert labels_sha256({"train": train, "test": test}) == before
     train.labels[3] += 1
     assert labels_sha256({"train": train, "test": test}) != before
+
+
+def test_embed_takes_the_test_images_too(folder: Path, tmp_path: Path) -> None:
+    for split, classes in (("train", "aab"), ("test", "ba")):
+        for number, name in enumerate(classes):
+            (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
+    assert "5 features of width" in embed(folder, str(tmp_path), tmp_path / "features.npz")
+    found = np.load(tmp_path / "features.npz")
+    assert found["split"].tolist() == ["train"] * 3 + ["test"] * 2 and found["label"].tolist() == [0, 0, 1, 0, 1]
+    assert len(found["features"]) == 5
+    same = [index for index in range(5) if found["path"][index].endswith("0.png")]
+    assert np.array_equal(*found["features"][same])  # the same pixels
