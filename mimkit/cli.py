@@ -132,7 +132,8 @@ def bench(
     """
     check_writable(out, is_folder=True, option="--out")
 
-    from mimkit.compare.bench import Request, compare
+    from mimkit.compare.bench import compare
+    from mimkit.compare.request import Request
     from mimkit.compare.work import Stopped
 
     try:

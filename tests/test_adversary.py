@@ -161,7 +161,7 @@ def test_the_model_is_the_same_whether_the_discriminator_learns_or_not(
             load_recipe(RECIPE, ["objectives.against.loss.start_step=0"]), tmp_path / f"{number}", resume=False
         )
         if number:
-            monkeypatch.setattr("mimkit.train.step.oppose", lambda run, parts: {})
+            monkeypatch.setattr("mimkit.train.step.oppose", lambda run, parts, batch: {})
         step(run, next(run.batches.start()))
         ends.append(state(run.model))
     differ = {name for name in ends[0] if not torch.equal(ends[0][name], ends[1][name])}
@@ -243,17 +243,10 @@ def test_runs_without_opponents_have_one_optimizer(tmp_path: Path) -> None:
 
 
 def test_an_adaptive_weight_needs_a_fixed_one_beside_it() -> None:
-    with pytest.raises(
-        UserError, match="objective 'main' is adaptive, so its head needs an objective with a fixed weight"
-    ):
-        mimkit.build(
-            {
-                **RECIPE,
-                "objectives": {"main": {"head": HEAD, "target": PIXELS, "loss": "l1", "adaptive": True}},
-                "head": None,
-                "target": None,
-            }
-        )
+    rest = {name: x for name, x in RECIPE.items() if name not in ("head", "target", "normalizer", "loss")}
+    paint = {"head": HEAD, "target": PIXELS, "loss": "l1", "adaptive": True}
+    with pytest.raises(UserError, match="objective 'paint' is adaptive, so its head needs an objective with a fixed"):
+        mimkit.build(rest | {"objectives": {"paint": paint}})
 
 
 def test_the_operations_of_a_step_count_the_discriminators() -> None:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 import mimkit
 from mimkit import strict_yaml
 from mimkit.cli import app
-from mimkit.compare.bench import Request, compare
+from mimkit.compare.bench import compare
+from mimkit.compare.request import Request
 from mimkit.compare.work import Failed, Worker
 from mimkit.errors import UserError
 from mimkit.evaluate.score import score

@@ -63,7 +63,7 @@ def cost_of(model: Model) -> Cost:
             name: each for name, each in zip(model.objectives, objectives) if isinstance(each.compare, adversarial)
         }
         for each in opposed.values():
-            each.compare.active = True
+            cast(adversarial, each.compare).active = True
         with _counter() as of_step:
             model(images(), generator=generator).loss.backward()
             if opposed:

@@ -5,6 +5,7 @@ The target is not needed, so no teacher is downloaded for it.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -86,9 +87,9 @@ def _fitting(published: Published, method: str, overrides: Sequence[str]) -> tup
 def _is_whole(model: Model, report: Report) -> bool:
     """Whether the file held all that a run of the recipe would train: of one objective, whose target does not learn."""
     choices = list(model.recipe.objectives.values())
-    parts = {"encoder": model.encoder, "head": next(iter(model.objectives.values())).head}
+    parts: dict[str, Any] = {"encoder": model.encoder, "head": next(iter(model.objectives.values())).head}
     learned = {f"{part}.{name}" for part, of in parts.items() for name, x in of.named_parameters() if x.requires_grad}
-    target = registry.find("target", choices[0].target.name)
+    target: Any = registry.find("target", choices[0].target.name)
     return len(choices) == 1 and not target.moving and not learned & set(report.absent)
 
 
