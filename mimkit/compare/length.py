@@ -35,7 +35,7 @@ def of_length(recipe: Recipe, images: int, steps: int, seed: int) -> Recipe:
         pictures_every=steps / per_epoch,
     )
     optim = replace(recipe.optim, drop_epochs=tuple(epoch * stretch for epoch in recipe.optim.drop_epochs))
-    probe = ProbeSettings(every=ceil(steps / PROBED) / per_epoch, bank=10_000, queries=2_000)
+    probe = replace(recipe.probe, every=ceil(steps / PROBED) / per_epoch)
     return replace(recipe, train=train, optim=optim, probe=probe, seed=seed)
 
 
