@@ -38,6 +38,13 @@ def test_the_operations_of_a_step_are_those_counted_by_hand(tiny: dict[str, Any]
     assert cost.parameters == cost.encoder_parameters + 24 * 48 + 48 == sum(p.numel() for p in model.parameters())
 
 
+def test_every_crop_of_an_image_counts(tiny: dict[str, Any]) -> None:
+    """Twice the crops are twice the work, forward and backward."""
+    one = cost_of(mimkit.build(tiny))
+    two = cost_of(mimkit.build(tiny | {"data": {"name": "shapes", "batch_size": 8, "repeats": 2}}))
+    assert two.step == 2 * one.step and two.target == 2 * one.target
+
+
 def test_a_teachers_share_is_its_forward_pass(tiny: dict[str, Any], clip_folder: Path) -> None:
     """16 px in patches of 4: 17 tokens through 3 blocks, the projection of all tokens to 20; nothing backward."""
     target = {"name": "clip", "model": f"local-dir:{clip_folder}"}

@@ -25,7 +25,7 @@ COUNTED = 4  # images in the step that is counted
 class Cost:
     """Of a model.
 
-    step: operations of a training step per image, forward with the target and backward; 2 for a multiply-add.
+    step: operations of a training step per image (all its repeats), forward with the target and backward; 2 for a multiply-add.
     target: those of the target in it.
     parameters: of the encoder and the heads. encoder_parameters: of the encoder. target_parameters: of the first target.
     taught: whether that is a frozen network that gives features.
@@ -49,7 +49,7 @@ def cost_of(model: Model) -> Cost:
     generator = torch.Generator().manual_seed(0)
 
     def images() -> Tensor:
-        shape = (COUNTED, encoder.in_chans, *encoder.image_size)
+        shape = (COUNTED * model.recipe.batches.repeats, encoder.in_chans, *encoder.image_size)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
     with _plain_attention():
