@@ -99,7 +99,8 @@ def _set(tree: dict[str, Any], places: dict[Path, str], path: Path, value: Any, 
         parent[key] = inner
         parent = inner
     parent[path[-1]] = value
-    parent.pop(EITHER_OR.get(path, ""), None)
+    if value is not None:
+        parent.pop(EITHER_OR.get(path, ""), None)
     for below in [place for place in places if place[: len(path)] == path]:
         del places[below]
     places[path] = f"override '{text}'"

@@ -85,6 +85,8 @@ def test_swaps_come_before_options_whatever_their_order(tiny: dict[str, Any]) ->
 def test_either_lr_or_base_lr_and_either_epochs_or_max_steps(tiny: dict[str, Any]) -> None:
     recipe = load_recipe(tiny, ["optim.lr=1e-4", "train.max_steps=7"])
     assert (recipe.optim.lr, recipe.optim.base_lr, recipe.train.epochs, recipe.train.max_steps) == (1e-4, None, None, 7)
+    for given in (["train.max_steps=7", "train.epochs=null"], ["train.epochs=null", "train.max_steps=7"]):
+        assert load_recipe(tiny, given).train.max_steps == 7
     tiny["optim"] = {"lr": 1e-4, "base_lr": 1e-4}
     assert "lr or base_lr, and not both" in message(tiny)
 
