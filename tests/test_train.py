@@ -99,6 +99,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     data[len(data) // 2] ^= 1  # one flipped bit
     newest.write_bytes(data)
     (tmp_path / "run" / "checkpoints" / ".writing-step-00000020").mkdir()
+    (tmp_path / "run" / "checkpoints" / ".writing-1-last").touch()  # a kill while the file `last` was written
     assert train(load_recipe(tiny), tmp_path / "run", resume=True)["exit"] == "done"
     assert same_bits(weights(tmp_path / "run"), before)
     assert not list((tmp_path / "run" / "checkpoints").glob(".writing*"))

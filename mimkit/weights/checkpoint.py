@@ -58,7 +58,7 @@ def restore(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opt
     Damaged checkpoints and unfinished writes are removed on the way. Raises UserError where shapes or names differ.
     """
     for leftover in folder.glob(".writing-*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     for path in _folders(folder):
         if _verified(path):
             load_model(path, model)
